@@ -41,16 +41,22 @@ impl<'a> Villains<'a> {
         Villains { gateway, user, count: 0, clients: Vec::new() }
     }
 
-    /// Connects with the largest will, and with a small receive buffer.
+    /// Connects with the largest will, if there is memory for one more, and with a small receive buffer.
     fn open(&mut self, change: impl FnOnce(Connect) -> Connect) -> Client {
         self.count += 1;
         let connect = Connect::v5(&format!("villain-{}", self.name())).keep_alive(0);
-        let connect = change(connect.will("last/will", &"x".repeat(LARGEST_WILL), 0, false));
         let connect = match self.user {
-            Some(user) => connect.login(user, PASSWORD),
-            None => connect,
+            Some(user) => change(connect).login(user, PASSWORD),
+            None => change(connect),
         };
-        connect.open_patiently(small_socket(self.gateway.port))
+        let largest = connect.clone().will("last/will", &"x".repeat(LARGEST_WILL), 0, false);
+        match largest.ask_patiently(small_socket(self.gateway.port)) {
+            (client, 0) => client,
+            (_, reason) => {
+                assert_eq!(reason, 0x97);
+                connect.open_patiently(small_socket(self.gateway.port))
+            }
+        }
     }
 
     /// A topic for the last client.

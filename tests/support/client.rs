@@ -157,14 +157,22 @@ impl Connect {
     /// Connects over this socket and is accepted, after two minutes at most.
     #[track_caller]
     pub fn open_patiently(&self, socket: TcpStream) -> Client {
+        let (client, reason) = self.ask_patiently(socket);
+        assert_eq!(reason, 0, "{self:?} is refused");
+        client
+    }
+
+    /// Connects over this socket and is answered, after two minutes at most. Returns the reason, too.
+    #[track_caller]
+    pub fn ask_patiently(&self, socket: TcpStream) -> (Client, u8) {
         let stream = Box::new(socket.try_clone().expect("a second handle"));
         let mut client = Client::over(stream, socket, self.version);
         client.patience(Duration::from_secs(120));
         client.send(&self.encode());
         let answer = client.read();
-        assert_eq!((answer.kind(), answer.body[1]), (2, 0), "{answer:?}");
+        assert_eq!(answer.kind(), 2, "{answer:?}");
         client.patience(PATIENCE);
-        client
+        (client, answer.body[1])
     }
 
     /// Connects and is accepted.
