@@ -111,7 +111,7 @@ const INNOCENT: usize = 5;
 const PUBLISH: u8 = 3;
 const PINGRESP: u8 = 13;
 /// The longest time for all turns of a greedy client.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Sends these bytes to the gateway at once, and checks that others do not wait until they are processed: others exchange
 /// their messages before the greedy client gets the last kind of packet.
