@@ -7,6 +7,7 @@
 //! Every room may write here, and the doors that show the state read it. The size is bounded and grows with neither time nor
 //! traffic.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
@@ -66,8 +67,13 @@ pub(crate) fn beginning(text: &str, most: usize) -> &str {
     &text[..end.unwrap_or(0)]
 }
 
+/// A text with at most `most` bytes, and an ellipsis if that is only its beginning.
+pub(crate) fn shortened(text: &str, most: usize) -> Cow<'_, str> {
+    if text.len() > most { Cow::Owned(format!("{}…", beginning(text, most))) } else { Cow::Borrowed(text) }
+}
+
 fn shorten(text: String) -> String {
-    if text.len() > MAX_PROBLEM { format!("{}…", beginning(&text, MAX_PROBLEM)) } else { text }
+    if text.len() > MAX_PROBLEM { shortened(&text, MAX_PROBLEM).into_owned() } else { text }
 }
 
 impl LoggedProblems {

@@ -2,6 +2,10 @@
 //! for.
 
 use super::identity::SessionName;
+use crate::health::shortened;
+
+/// The most bytes that are shown of a client id or a filter, which have up to 64 kB.
+const LONGEST_SHOWN: usize = 300;
 
 /// The owner of the messages that wait under a lasting name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,8 +80,12 @@ impl std::fmt::Display for ConsumerOwner<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             ConsumerOwner::Upstream(name) => write!(f, "upstream {name}"),
-            ConsumerOwner::Session(session) => write!(f, "the session of client {session}"),
-            ConsumerOwner::Shared { group, .. } => write!(f, "the shared subscription {group}"),
+            ConsumerOwner::Session(session) => {
+                write!(f, "the session of client {}", shortened(&session.to_string(), LONGEST_SHOWN))
+            }
+            ConsumerOwner::Shared { group, .. } => {
+                write!(f, "the shared subscription {}", shortened(group, LONGEST_SHOWN))
+            }
             ConsumerOwner::Unknown => f.write_str("a consumer whose name was lost"),
         }
     }

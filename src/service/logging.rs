@@ -12,8 +12,9 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
-use tracing_subscriber::{EnvFilter, Registry, reload};
+use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
+use super::bounds::BoundedTexts;
 use super::lines::LogLines;
 use super::problems::ProblemsLayer;
 use crate::health::LoggedProblems;
@@ -56,8 +57,8 @@ impl Logging {
                 .with_ansi(colour)
                 .with_writer(LogLines::stderr())
         });
-        let problems = ProblemsLayer(problems);
-        tracing_subscriber::registry().with(filter).with(journal).with(stderr).with(problems).try_init()?;
+        let outputs = BoundedTexts(ProblemsLayer(problems).and_then(journal).and_then(stderr));
+        tracing_subscriber::registry().with(filter).with(outputs).try_init()?;
         log_panics();
         Ok(Logging { filter: handle })
     }

@@ -1,4 +1,5 @@
 //! The gateway as a service: log, signals, and messages to systemd.
+mod bounds;
 mod lines;
 pub(crate) mod logging;
 pub(crate) mod notify;

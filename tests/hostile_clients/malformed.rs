@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{Random, assert_it_serves};
 use crate::support::packet::{Properties, V5, V31, V311, binary, packet, publish};
-use crate::support::{Client, Connect, Gateway};
+use crate::support::{Client, Connect, Gateway, Setup, http, quick_hash};
 
 /// Bytes that end a connection whatever its version is.
 fn wrong_everywhere() -> Vec<Vec<u8>> {
@@ -56,6 +56,28 @@ fn every_malformed_packet_ends_its_connection_only() {
         }
     }
     assert_it_serves(&mut gateway);
+}
+
+#[test]
+fn what_clients_send_is_short_in_the_log_and_on_the_page() {
+    let (setup, http) = Setup::default().http();
+    let hash = quick_hash("secret");
+    let gateway =
+        setup.config(&format!("[[broker.user]]\nname = \"a\"\npassword_hash = \"{hash}\"\npublish = []\n")).start();
+    let long = "ü".repeat(30_000);
+    assert_ne!(Connect::v5("a").login(&long, "x").refused(gateway.port), 0);
+    let line = gateway.wait_for_line("client refused: wrong user name or password");
+    let shown = format!("user=\"{}…\" from=127.0.0.1", "ü".repeat(150));
+    assert!(line.contains(&shown) && line.len() < 800, "{line}");
+    let mut client = Connect::v5("a").login("a", "secret").open(gateway.port);
+    assert_eq!(client.publish(&format!("x\n{long}"), "", 1, false), 0x87);
+    let line = gateway.wait_for_line("publication refused");
+    assert!(line.contains("topic=\"x?üü") && line.contains("more_since_last=0") && line.len() < 800, "{line}");
+    let problems = http::request(http, "GET", "/api/v1/problems", &[], b"").text();
+    assert!(problems.contains("wrong user name") && problems.contains("from=127.0.0.1"), "{problems}");
+    assert!(problems.len() < 4000, "{problems}");
+    let (_, log) = gateway.stop();
+    assert!(log.iter().all(|line| line.len() < 4000), "{log:?}");
 }
 
 #[test]
