@@ -201,6 +201,26 @@ fn a_topic_is_explained() {
 }
 
 #[test]
+fn an_error_of_the_system_names_what_was_tried() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("c.toml"), "").unwrap();
+    let (code, lines) = run(&["journal", "c.toml"], "", dir.path());
+    assert!(code == Some(66) && lines[0].contains("c.toml cannot be read: "), "{code:?} {lines:?}");
+    let (code, lines) = run(&["journal", "c.toml", "--discard", "home"], "", dir.path());
+    assert!(code == Some(66) && lines[0].contains("c.toml holds no journal"), "{code:?} {lines:?}");
+    let directory = std::fs::File::open(dir.path()).unwrap();
+    let ended = gateway().args(["user", "esp"]).stdin(directory).output().unwrap();
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert!(said.contains("the password cannot be read from standard input: "), "{said}");
+    for args in [&["man"][..], &["completions", "bash"], &["check", "c.toml", "--format", "json"]] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let ended = gateway().args(args).current_dir(dir.path()).stdout(full).output().unwrap();
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert!(ended.status.code() == Some(74) && said.contains("standard output cannot be written: "), "{said}");
+    }
+}
+
+#[test]
 fn every_command_has_help() {
     let (code, lines) = run(&["help"], "", Path::new("."));
     assert_eq!(code, Some(0));

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 use serde::Serialize;
 
-use super::{CliError, print};
+use super::{CliError, OUTPUT, print};
 use crate::access::owner::{ConsumerOwner, SHELF, shelf_consumer};
 use crate::app::data_dir::obstacle as obstacle_to;
 use crate::config::{self, ConfigProblem};
@@ -174,7 +174,7 @@ pub(super) fn check(args: &CheckArgs) -> Result<(), CliError> {
         Format::Text => reports.iter().try_for_each(show)?,
         Format::Json => {
             let json = serde_json::to_string_pretty(&serde_json::json!({ "files": reports }));
-            print((json.map_err(std::io::Error::from)? + "\n").as_bytes())?;
+            print((json.map_err(|error| CliError::io(OUTPUT)(error.into()))? + "\n").as_bytes())?;
         }
     }
     let all = reports.len();

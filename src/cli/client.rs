@@ -85,6 +85,8 @@ fn filter(text: &str) -> Result<String, String> {
 
 struct CommandClient {
     stream: TcpStream,
+    /// Host and port, for errors.
+    at: String,
     input: Vec<u8>,
 }
 
@@ -129,12 +131,6 @@ impl From<CliError> for BrokerRefusal {
     }
 }
 
-impl From<io::Error> for BrokerRefusal {
-    fn from(error: io::Error) -> BrokerRefusal {
-        CliError::from(error).into()
-    }
-}
-
 impl CommandClient {
     /// Connects in MQTT 5 or, if the broker does not know it, in MQTT 3.1.1. Returns the version too.
     fn open_newest(broker: &BrokerArgs, password: Option<&str>) -> Result<(CommandClient, u8), CliError> {
@@ -158,8 +154,8 @@ impl CommandClient {
                 break;
             }
         }
-        let mut client = CommandClient { stream: stream?, input: Vec::new() };
-        client.stream.set_read_timeout(Some(PATIENCE))?;
+        let mut client = CommandClient { stream: stream?, at: at.clone(), input: Vec::new() };
+        client.set_read_timeout(Some(PATIENCE))?;
         let mut body = Vec::new();
         binary(&mut body, b"MQTT");
         body.push(version);
@@ -187,12 +183,21 @@ impl CommandClient {
         Err(BrokerRefusal { error, is_of_version: first >> 4 == 2 && matches!(answer.get(1), Some(1 | 0x84)) })
     }
 
-    fn send(&mut self, first: u8, body: &[u8]) -> io::Result<()> {
+    /// Names the broker with which the connection has failed.
+    fn broken(&self, error: io::Error) -> CliError {
+        failed(format!("{}: {error}", self.at))
+    }
+
+    fn set_read_timeout(&self, patience: Option<Duration>) -> Result<(), CliError> {
+        self.stream.set_read_timeout(patience).map_err(|error| self.broken(error))
+    }
+
+    fn send(&mut self, first: u8, body: &[u8]) -> Result<(), CliError> {
         let mut packet = BytesMut::new();
         packet.extend([first]);
         write::variable(&mut packet, body.len());
         packet.extend_from_slice(body);
-        self.stream.write_all(&packet)
+        self.stream.write_all(&packet).map_err(|error| self.broken(error))
     }
 
     /// Reads the next packet: its first byte and its body. `None` means that none came before `until`.
@@ -207,14 +212,14 @@ impl CommandClient {
             if left.is_some_and(|left| left.is_zero()) {
                 return Ok(None);
             }
-            self.stream.set_read_timeout(left)?;
+            self.set_read_timeout(left)?;
             let mut bytes = [0; 16 << 10];
             match self.stream.read(&mut bytes) {
                 Ok(0) => return Err(failed("the broker closed the connection")),
                 Ok(count) => self.input.extend(&bytes[..count]),
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(self.broken(error)),
             }
         }
     }
@@ -356,5 +361,5 @@ pub(super) fn subscribe(args: &SubscribeArgs) -> Result<(), CliError> {
             left = left.map(|left| left - 1);
         }
     }
-    Ok(client.send(0xe0, &[])?)
+    client.send(0xe0, &[])
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::{CliError, print};
 use crate::app;
-use crate::journal::inspect::{InspectError, InspectOptions, inspect};
+use crate::journal::inspect::{InspectError, InspectOptions, inspect, journal_dir};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct JournalArgs {
@@ -34,7 +34,7 @@ fn show(dir: &Path, what: InspectOptions) -> Result<(), CliError> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     let is_whole = match inspect(dir, what, &mut out).and_then(|is_whole| Ok(out.flush().map(|()| is_whole)?)) {
         // a closed pipe means that the reader has seen enough
-        Err(InspectError::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => true,
+        Err(InspectError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => true,
         result => result?,
     };
     if is_whole { Ok(()) } else { Err(CliError::Damaged) }
@@ -42,7 +42,8 @@ fn show(dir: &Path, what: InspectOptions) -> Result<(), CliError> {
 
 /// Removes the messages that wait for an upstream.
 fn discard(dir: &Path, upstream: &str) -> Result<(), CliError> {
-    if !dir.join("journal").is_dir() {
+    // messages are removed only from a gateway's data directory, which can be locked
+    if journal_dir(dir)? == dir {
         return Err(InspectError::None(dir.display().to_string()).into());
     }
     match app::discard(dir, upstream)? {

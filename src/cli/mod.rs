@@ -26,6 +26,9 @@ use crate::{app, config};
 /// The path at which the Debian package installs the configuration.
 const CONFIGURATION: &str = "/etc/pigateway/pigateway.toml";
 
+/// What is said of an error of standard output.
+const OUTPUT: &str = "standard output cannot be written";
+
 /// MQTT gateway for the Raspberry Pi: broker, motion sensors and store-and-forward bridge in one process.
 #[derive(Debug, Parser)]
 #[command(name = "pigateway", version, args_conflicts_with_subcommands = true, flatten_help = true)]
@@ -119,6 +122,14 @@ pub enum CliError {
     /// A file exists already and must not be overwritten.
     #[error("{} is there already; --force overwrites it", .0.display())]
     Exists(PathBuf),
+    /// A file cannot be read.
+    #[error("{} cannot be read: {source}", path.display())]
+    Read {
+        /// The path of the file.
+        path: PathBuf,
+        /// The error of the operating system.
+        source: io::Error,
+    },
     /// A file cannot be written.
     #[error("{} cannot be written: {source}", path.display())]
     Write {
@@ -142,12 +153,22 @@ pub enum CliError {
     /// The password is not acceptable, for the reason given.
     #[error("{0}")]
     Password(&'static str),
-    /// Standard input or output failed, or the password cannot be hashed.
-    #[error("{0}")]
-    Io(#[from] io::Error),
+    /// Standard input or output failed, or the system refuses something.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// The error of the operating system.
+        source: io::Error,
+    },
 }
 
 impl CliError {
+    /// Names what was tried: without that, nobody could tell from an error of the system what to do.
+    fn io(what: &'static str) -> impl FnOnce(io::Error) -> CliError {
+        move |source| CliError::Io { what, source }
+    }
+
     /// The code with which the program ends after this error.
     pub fn exit_code(&self) -> ExitCode {
         match self {
@@ -155,15 +176,14 @@ impl CliError {
             CliError::App(error) => error.exit_code(),
             CliError::Password(_) | CliError::Damaged => ExitCode::DATA_ERROR,
             CliError::Import(ImportError::NotThat { .. } | ImportError::Yaml { .. }) => ExitCode::DATA_ERROR,
-            CliError::Import(_) | CliError::Journal(_) | CliError::NoUpstream(_) | CliError::Missing { .. } => {
-                ExitCode::NO_INPUT
-            }
+            CliError::Import(_) | CliError::Journal(_) | CliError::NoUpstream(_) => ExitCode::NO_INPUT,
+            CliError::Missing { .. } | CliError::Read { .. } => ExitCode::NO_INPUT,
             CliError::Unwell(_) => ExitCode::PROBLEMS_FOUND,
             CliError::NoSuchUser(_) => ExitCode::NO_USER,
             CliError::Gateway(_) | CliError::Broker(_) => ExitCode::UNAVAILABLE,
             CliError::ImportedBadly(_) => ExitCode::SOFTWARE,
             CliError::Exists(_) | CliError::Write { .. } => ExitCode::CANNOT_CREATE,
-            CliError::Io(_) => ExitCode::IO_ERROR,
+            CliError::Io { .. } => ExitCode::IO_ERROR,
         }
     }
 }
@@ -186,7 +206,7 @@ impl Cli {
             Some(Command::Import(from)) => import::import(&from),
             Some(Command::Journal(Deferred(args))) => journal::journal(&args),
             Some(Command::Completions(Deferred(args))) => print(&man::completions(&args)),
-            Some(Command::Man) => print(&man::man_page()?),
+            Some(Command::Man) => print(&man::man_page().map_err(CliError::io("the manual page cannot be made"))?),
         }
     }
 }
@@ -209,7 +229,7 @@ fn outcome(command: impl FnOnce() -> Result<(), CliError> + UnwindSafe) -> ExitC
 }
 
 fn run(args: RunArgs) -> Result<(), CliError> {
-    let hangup = app::early_hangup()?;
+    let hangup = app::early_hangup().map_err(CliError::io("the system refuses signals"))?;
     let settings = match &args.config {
         Some(path) => {
             // a file of another program contains no valid configuration
@@ -229,7 +249,7 @@ fn run(args: RunArgs) -> Result<(), CliError> {
 fn print(bytes: &[u8]) -> Result<(), CliError> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CliError::io(OUTPUT)(error)),
         _ => Ok(()),
     }
 }

@@ -82,12 +82,13 @@ pub(super) fn request(at: SocketAddr, method: &str, path: &str, login: Option<&s
     let failed = |what: String| CliError::Gateway(format!("{at}: {what}"));
     let mut stream = TcpStream::connect_timeout(&at, PATIENCE)
         .map_err(|error| failed(format!("{error}; is the gateway running? `systemctl status pigateway`")))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    let broken = |error: std::io::Error| failed(error.to_string());
+    stream.set_read_timeout(Some(PATIENCE)).map_err(broken)?;
     let login = login.map(|login| format!("Authorization: Basic {login}\r\n")).unwrap_or_default();
-    stream
-        .write_all(format!("{method} {path} HTTP/1.0\r\nHost: {at}\r\n{login}Content-Length: 0\r\n\r\n").as_bytes())?;
+    let asked = format!("{method} {path} HTTP/1.0\r\nHost: {at}\r\n{login}Content-Length: 0\r\n\r\n");
+    stream.write_all(asked.as_bytes()).map_err(broken)?;
     let mut answer = Vec::new();
-    stream.take(LONGEST).read_to_end(&mut answer)?;
+    stream.take(LONGEST).read_to_end(&mut answer).map_err(broken)?;
     read(&answer).map_err(failed)
 }
 

@@ -20,33 +20,37 @@ fn user_name(text: &str) -> Result<String, &'static str> {
 /// Reads a new password: twice on a terminal, otherwise one line of standard input.
 pub(super) fn ask_password(name: &str) -> Result<String, CliError> {
     let password = if io::stdin().is_terminal() {
-        let first = rpassword::prompt_password(format!("Password for {name}: "))?;
-        if first != rpassword::prompt_password("The same again: ")? {
+        let first = prompt(&format!("Password for {name}: "))?;
+        if first != prompt("The same again: ")? {
             return Err(CliError::Password("the two passwords differ"));
         }
         first
     } else {
-        let mut line = String::new();
-        io::stdin().read_line(&mut line)?;
-        line.trim_start_matches('\u{feff}').trim_end_matches(['\r', '\n']).into()
+        read_line()?
     };
     if password.is_empty() { Err(CliError::Password("the password is empty")) } else { Ok(password) }
 }
 
 /// Reads an existing password: once on a terminal, otherwise one line of standard input.
 pub(super) fn read_password(name: &str) -> Result<String, CliError> {
-    if io::stdin().is_terminal() {
-        return Ok(rpassword::prompt_password(format!("Password of {name}: "))?);
-    }
+    if io::stdin().is_terminal() { prompt(&format!("Password of {name}: ")) } else { read_line() }
+}
+
+fn prompt(text: &str) -> Result<String, CliError> {
+    rpassword::prompt_password(text).map_err(CliError::io("the password cannot be read from the terminal"))
+}
+
+fn read_line() -> Result<String, CliError> {
     let mut line = String::new();
-    io::stdin().read_line(&mut line)?;
+    let read = io::stdin().read_line(&mut line);
+    read.map_err(CliError::io("the password cannot be read from standard input"))?;
     Ok(line.trim_start_matches('\u{feff}').trim_end_matches(['\r', '\n']).into())
 }
 
 /// The table of a user, to be pasted into the configuration.
 pub(super) fn user_table(name: &str, password: &str) -> Result<String, CliError> {
     let name = toml::Value::String(name.into());
-    let hash = hash::make(password)?;
+    let hash = hash::make(password).map_err(CliError::io("the password cannot be hashed"))?;
     Ok(format!("[[broker.user]]\nname = {name}\npassword_hash = \"{hash}\"\npublish = [\"#\"]\nsubscribe = [\"#\"]\n"))
 }
 

@@ -1,8 +1,9 @@
 //! Examines a journal from outside: beside a running gateway, or on the card of a dead Pi. Nothing is changed.
 
 use std::collections::HashMap;
+use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
@@ -40,16 +41,38 @@ pub enum InspectError {
     /// The journal is of another version.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// The output cannot be written, or the directory cannot be read.
-    #[error(transparent)]
-    Io(#[from] io::Error),
+    /// The directory cannot be read.
+    #[error("{} cannot be read: {source}", path.display())]
+    Read {
+        /// The path of the directory.
+        path: PathBuf,
+        /// The error of the operating system.
+        source: io::Error,
+    },
+    /// The output cannot be written.
+    #[error("the contents of the journal cannot be written: {0}")]
+    Output(#[from] io::Error),
+}
+
+/// The directory in which the journal is, if there is one: that which is given, or the directory `journal` in
+/// it.
+pub(crate) fn journal_dir(dir: &Path) -> Result<PathBuf, InspectError> {
+    let inner = dir.join("journal");
+    // what this user may not look at may be there
+    match fs::metadata(&inner) {
+        Ok(about) if about.is_dir() => Ok(inner),
+        Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+            Err(InspectError::Read { path: inner, source })
+        }
+        _ => Ok(dir.to_owned()),
+    }
 }
 
 /// Prints what the journal in `dir` contains, and returns whether all of it is readable.
 pub(crate) fn inspect(dir: &Path, what: InspectOptions, out: &mut dyn Write) -> Result<bool, InspectError> {
-    let inner = dir.join("journal");
-    let storage = FileStorage::read_only(if inner.is_dir() { &inner } else { dir });
-    let files = storage.list()?;
+    let path = journal_dir(dir)?;
+    let storage = FileStorage::read_only(&path);
+    let files = storage.list().map_err(|source| InspectError::Read { path, source })?;
     if !files.iter().any(|(name, _)| name.ends_with(SEGMENT_SUFFIX)) {
         return Err(InspectError::None(dir.display().to_string()));
     }

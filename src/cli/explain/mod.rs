@@ -57,7 +57,8 @@ pub(super) fn explain(args: &ExplainArgs) -> Result<(), CliError> {
     {
         return Err(CliError::NoSuchUser(name.clone()));
     }
-    let text = std::fs::read_to_string(&args.config)?;
+    let read = std::fs::read_to_string(&args.config);
+    let text = read.map_err(|source| CliError::Read { path: args.config.clone(), source })?;
     let lines = RuleLines::of(&text);
     let file = args.config.display().to_string();
     let explained = Explained { settings: &loaded.settings, lines: &lines, file: &file, made_in: &made_in, args };
