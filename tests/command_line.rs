@@ -221,6 +221,25 @@ fn an_error_of_the_system_names_what_was_tried() {
 }
 
 #[test]
+fn a_name_that_basic_authentication_cannot_carry_is_told_and_is_one_for_mqtt() {
+    let dir = tempfile::tempdir().unwrap();
+    let (code, lines) = run(&["user", "hub:loft"], "secret\n", dir.path());
+    let is_warning = |line: &&String| line.starts_with("warning: ") && line.contains("\"hub:loft\" has a colon");
+    assert!(code == Some(0) && lines.iter().any(|line| is_warning(&line)), "{lines:?}");
+    let table = lines.iter().filter(|line| !is_warning(line)).cloned().collect::<Vec<_>>().join("\n");
+    std::fs::write(dir.path().join("c.toml"), &table).unwrap();
+    let (code, lines) = run(&["check", "c.toml"], "", dir.path());
+    let place = "c.toml:2:8: broker.user.name: ";
+    assert!(code == Some(0) && lines.iter().any(|line| is_warning(&line) && line.contains(place)), "{lines:?}");
+    let gateway = Gateway::with(&table);
+    Connect::new("a").login("hub:loft", "secret").open(gateway.port).ping();
+    let (code, lines) = run(&["status", "--user", "hub:loft"], "secret\n", dir.path());
+    assert!(code == Some(69) && lines[0].contains("has a colon"), "{code:?} {lines:?}");
+    let (code, lines) = run(&["user", "a\nb"], "secret\n", dir.path());
+    assert!(code == Some(2) && lines.iter().any(|line| line.contains("no control characters")), "{lines:?}");
+}
+
+#[test]
 fn every_command_has_help() {
     let (code, lines) = run(&["help"], "", Path::new("."));
     assert_eq!(code, Some(0));

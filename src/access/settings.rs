@@ -83,6 +83,13 @@ pub fn is_user_name(text: &str) -> bool {
     !text.is_empty() && text.len() <= 1024 && !text.contains(char::is_control)
 }
 
+/// Why programs cannot use HTTP with this user name, if that is so: Basic authentication takes everything
+/// after a colon as the password [RFC 7617, 2].
+pub(crate) fn beyond_basic(name: &str) -> Option<String> {
+    let why = "has a colon, which Basic authentication cannot carry: by HTTP only the page's own form takes it";
+    name.contains(':').then(|| format!("the user name {name:?} {why}"))
+}
+
 /// Whether a text is allowed in the list of a user's client ids.
 pub fn is_client_id_pattern(text: &str) -> bool {
     !text.is_empty() && !text.contains(char::is_control)
@@ -177,6 +184,24 @@ mod tests {
         assert_eq!(AccessRule::parse("!loft/private/#"), rule(true, "loft/private/#"));
         assert_eq!(AccessRule::parse("!"), Err(TopicError::Empty));
         assert_eq!(AccessRule::parse("loft/#/x"), Err(TopicError::MisplacedHash));
+    }
+
+    #[test]
+    fn a_name_is_short_and_has_no_control_characters() {
+        for (name, is_one) in [
+            ("esp:loft", true),
+            ("hub.azure-devices.net/loft/?api-version=2021-04-12", true),
+            ("ü", true),
+            ("", false),
+            ("a\nb", false),
+            ("a\u{85}b", false),
+            ("a\u{7f}b", false),
+        ] {
+            assert_eq!(is_user_name(name), is_one, "{name:?}");
+        }
+        assert!(is_user_name(&"x".repeat(1024)) && !is_user_name(&"x".repeat(1025)));
+        assert!(beyond_basic("esp:loft").is_some_and(|why| why.contains("\"esp:loft\" has a colon")));
+        assert_eq!(beyond_basic("esp/loft"), None);
     }
 
     #[test]

@@ -6,7 +6,6 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
-use base64ct::{Base64, Encoding};
 use bytes::BytesMut;
 
 use super::{CliError, print, status, user};
@@ -280,8 +279,7 @@ struct FollowedMessage {
 impl FollowedMessage {
     fn begin(args: &PublishArgs, password: Option<&str>) -> Result<FollowedMessage, CliError> {
         let (host, user) = (&args.broker.host, args.broker.user.as_deref());
-        let login = user.map(|user| format!("{user}:{}", password.unwrap_or_default()));
-        let login = login.map(|login| Base64::encode_string(login.as_bytes()));
+        let login = user.map(|user| user::basic(user, password.unwrap_or_default())).transpose()?;
         let mut last = Err(failed(format!("{host}: the name has no address")));
         for at in addresses(host, args.http_port)? {
             last = status::request(at, "POST", "/api/v1/traces", login.as_deref()).map(|answer| (at, answer));

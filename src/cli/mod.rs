@@ -195,9 +195,7 @@ impl Cli {
             None => run(self.run),
             Some(Command::Run(args)) => run(args),
             Some(Command::Check(Deferred(args))) => check::check(&args),
-            Some(Command::User(Deferred(args))) => {
-                print(user::user_table(&args.name, &user::ask_password(&args.name)?)?.as_bytes())
-            }
+            Some(Command::User(Deferred(args))) => user::user(&args),
             Some(Command::Explain(Deferred(args))) => explain::explain(&args),
             Some(Command::Doctor(Deferred(args))) => doctor::doctor(&args),
             Some(Command::Status(Deferred(args))) => status::status(&args),

@@ -6,7 +6,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use base64ct::{Base64, Encoding};
 use serde_json::Value;
 
 use super::{CliError, print, user};
@@ -34,7 +33,7 @@ pub(super) struct StatusArgs {
 pub(super) fn status(args: &StatusArgs) -> Result<(), CliError> {
     let at = address(args)?;
     let login = match &args.user {
-        Some(name) => Some(Base64::encode_string(format!("{name}:{}", user::read_password(name)?).as_bytes())),
+        Some(name) => Some(user::basic(name, &user::read_password(name)?)?),
         None => None,
     };
     let ask = |what: &str| get(at, &format!("/api/v1/{what}"), login.as_deref());

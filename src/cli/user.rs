@@ -2,9 +2,11 @@
 
 use std::io::{self, IsTerminal};
 
-use super::CliError;
+use base64ct::{Base64, Encoding};
+
+use super::{CliError, print};
 use crate::access::hash;
-use crate::access::settings::is_user_name;
+use crate::access::settings::{beyond_basic, is_user_name};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct UserArgs {
@@ -14,11 +16,11 @@ pub(super) struct UserArgs {
 }
 
 fn user_name(text: &str) -> Result<String, &'static str> {
-    if is_user_name(text) { Ok(text.into()) } else { Err("a name is not empty and has no control characters") }
+    if is_user_name(text) { Ok(text.into()) } else { Err("a name has 1 to 1024 bytes and no control characters") }
 }
 
 /// Reads a new password: twice on a terminal, otherwise one line of standard input.
-pub(super) fn ask_password(name: &str) -> Result<String, CliError> {
+fn ask_password(name: &str) -> Result<String, CliError> {
     let password = if io::stdin().is_terminal() {
         let first = prompt(&format!("Password for {name}: "))?;
         if first != prompt("The same again: ")? {
@@ -47,8 +49,24 @@ fn read_line() -> Result<String, CliError> {
     Ok(line.trim_start_matches('\u{feff}').trim_end_matches(['\r', '\n']).into())
 }
 
+/// Makes the table of a user with a new password.
+pub(super) fn user(args: &UserArgs) -> Result<(), CliError> {
+    if let Some(why) = beyond_basic(&args.name) {
+        eprintln!("warning: {why}");
+    }
+    print(user_table(&args.name, &ask_password(&args.name)?)?.as_bytes())
+}
+
+/// What Basic authentication sends.
+pub(super) fn basic(name: &str, password: &str) -> Result<String, CliError> {
+    match beyond_basic(name) {
+        Some(why) => Err(CliError::Gateway(why)),
+        None => Ok(Base64::encode_string(format!("{name}:{password}").as_bytes())),
+    }
+}
+
 /// The table of a user, to be pasted into the configuration.
-pub(super) fn user_table(name: &str, password: &str) -> Result<String, CliError> {
+fn user_table(name: &str, password: &str) -> Result<String, CliError> {
     let name = toml::Value::String(name.into());
     let hash = hash::make(password).map_err(CliError::io("the password cannot be hashed"))?;
     Ok(format!("[[broker.user]]\nname = {name}\npassword_hash = \"{hash}\"\npublish = [\"#\"]\nsubscribe = [\"#\"]\n"))

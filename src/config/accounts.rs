@@ -2,7 +2,7 @@
 
 use super::document::{Table, Unique, Value, assign};
 use crate::access::settings::{
-    AccessRule, AnonymousFrom, AnonymousSettings, MAX_HASH_MEMORY, MAX_HASH_WORK, Rights, UserSettings,
+    AccessRule, AnonymousFrom, AnonymousSettings, MAX_HASH_MEMORY, MAX_HASH_WORK, Rights, UserSettings, beyond_basic,
     is_client_id_pattern, is_usable_hash, is_user_name,
 };
 use crate::broker::settings::ListenerSettings;
@@ -43,13 +43,17 @@ pub(super) enum Where<'a> {
 /// The users in the tables below `owner`.
 pub(super) fn users_of(owner: &Table, listeners: &[ListenerSettings], place: &Where<'_>) -> Vec<UserSettings> {
     let asks_for_certificates = listeners.iter().any(ListenerSettings::asks_for_certificates);
-    let name_form = "a text that is not empty and has no control characters";
+    let name_form = "a text of 1 to 1024 bytes without control characters";
     let usual = if let Where::Listener(usual) = place { usual } else { &[][..] };
     let mut names = Unique::new("user");
     let mut users = Vec::new();
     for table in owner.tables("user") {
         let name = table.required("name", name_form).and_then(|value| {
             let name = value.parsed(name_form, |text| is_user_name(text).then(|| text.to_owned()))?;
+            // a user of a listener is not one of HTTP
+            if !matches!(place, Where::Listener(_)) {
+                beyond_basic(&name).into_iter().for_each(|why| value.warning(why));
+            }
             names.check(&value, name)
         });
         let known = usual.iter().find(|user| name.as_ref().is_some_and(|name| *name == user.name));

@@ -122,7 +122,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ),
     (
         "[[broker.user]]\nname = \"\"",
-        "2:8: broker.user.name: found \"\"; valid: a text that is not empty and has no control characters",
+        "2:8: broker.user.name: found \"\"; valid: a text of 1 to 1024 bytes without control characters",
     ),
     (
         "[[broker.user]]\nname = \"a\"\n[[broker.user]]\nname = \"a\"",
