@@ -70,8 +70,13 @@ fn start_imported(dir: &Path, (theirs, ours): (u16, u16), http: &str) -> Process
     Process::start(gateway().args(["run", "--config"]).arg(path).current_dir(dir))
 }
 
-const USERS: [(&str, &str); 4] =
-    [("admin", "pw admin"), ("alice", "pässword"), ("old", "of mosquitto 1"), ("unlisted", "nothing allowed")];
+const USERS: [(&str, &str); 5] = [
+    ("admin", "pw admin"),
+    ("alice", "pässword"),
+    ("old", "of mosquitto 1"),
+    ("unlisted", "nothing allowed"),
+    ("site/eve", "of several levels"),
+];
 
 /// Password files with the older and the newer kind of hashes.
 fn password_files(dir: &Path) {
@@ -109,10 +114,12 @@ topic read home/+/state
 pattern readwrite dev/%c/#
 pattern read who/%u/+
 pattern deny dev/+/secret
+pattern write mail/%u/#
+pattern deny mail/%u/sent
 pattern read end
 ";
 
-const TOPICS: [&str; 16] = [
+const TOPICS: [&str; 21] = [
     "public/x",
     "guestbook",
     "home/lamp",
@@ -128,6 +135,11 @@ const TOPICS: [&str; 16] = [
     "dev/alice-1/secret",
     "who/alice/x",
     "who/old/x",
+    "who/site/eve/x",
+    "who/site/x",
+    "mail/site/eve/x",
+    "mail/site/eve/sent",
+    "mail/site/bob/x",
     "elsewhere",
 ];
 
@@ -156,6 +168,7 @@ fn identities() -> Vec<(&'static str, Connect)> {
         ("alice", as_user("alice-1", "alice")),
         ("old", as_user("old-1", "old")),
         ("unlisted", as_user("unlisted-1", "unlisted")),
+        ("eve", as_user("eve-1", "site/eve")),
     ]
 }
 

@@ -247,13 +247,17 @@ impl AccessRules {
     fn new(rules: &[AccessRule], identity: &Identity) -> AccessRules {
         let (mut allowed, mut denied) = (Vec::new(), Vec::new());
         for rule in rules {
-            match expand(&rule.filter, identity) {
+            let within_one_level = |name: &str| !name.contains(['+', '#', '/']);
+            match expand(&rule.filter, identity, within_one_level) {
                 Some(filter) if rule.deny => denied.push(filter),
                 // only a rule itself may name topics that begin with `$`, and not whoever chooses a name
                 Some(filter) if filter.starts_with('$') && !rule.filter.starts_with('$') => {}
                 Some(filter) => allowed.push(filter),
                 // the name would change the shape of the filter, so allow nothing, and deny everything that it may stand for
-                None if rule.deny => denied.push(rule.filter.replace("%u", "+").replace("%c", "+").into()),
+                None if rule.deny => {
+                    denied.extend(expand(&rule.filter, identity, |name| !name.contains(['+', '#'])));
+                    denied.push(rule.filter.replace("%u", "+").replace("%c", "+").into());
+                }
                 None => {}
             }
         }
@@ -268,10 +272,10 @@ impl AccessRules {
     }
 }
 
-/// Replaces `%u` and `%c` in the filter. Returns `None` if there is no value to put there, or if the value would not stay
-/// within one topic level.
-fn expand(filter: &str, identity: &Identity) -> Option<Box<str>> {
-    let is_plain = |name: &&str| !name.is_empty() && !name.contains(['+', '#', '/', '\0']);
+/// Replaces `%u` and `%c` in the filter. Returns `None` if there is no value to put there, or if one does not
+/// fit.
+fn expand(filter: &str, identity: &Identity, fits: impl Fn(&str) -> bool) -> Option<Box<str>> {
+    let is_plain = |name: &&str| !name.is_empty() && !name.contains('\0') && fits(name);
     let mut expanded = String::with_capacity(filter.len());
     let mut rest = filter;
     while let Some(at) = rest.find('%') {
@@ -351,6 +355,9 @@ mod tests {
             assert!(!p.may_publish("dev/a/b") && !p.may_publish("dev/esp/a") && !p.may_publish("dev//a"), "{evil}");
             assert!(!p.may_receive("secret/a"), "{evil}");
         }
+        let p = permissions(&["#", "!all/%c/%u"], &["#", "!secret/%c"], "a/b");
+        assert!(!p.may_receive("secret/a/b") && p.may_receive("secret/a/c"), "a denial of several levels holds too");
+        assert!(!p.may_publish("all/a/b/u") && p.may_publish("all/a/b/v") && !p.may_publish("all/a/u"));
     }
 
     #[test]

@@ -69,9 +69,13 @@ impl SettingLine {
         self.fate.borrow().clone().unwrap_or_else(unknown)
     }
 
-    /// Sets the fate of the line unless it has one already: the first reason found is the right one.
-    fn decide(&self, fate: Fate) {
-        self.fate.borrow_mut().get_or_insert(fate);
+    /// Sets the fate of the line unless it has one already: the first reason found is the right one. A line
+    /// that was taken for one user may differ for another.
+    fn decide(&self, new: Fate) {
+        let mut fate = self.fate.borrow_mut();
+        if matches!((&*fate, &new), (None, _) | (Some(Fate::Taken), Fate::Differs(_))) {
+            *fate = Some(new);
+        }
     }
 
     pub(crate) fn is_open(&self) -> bool {

@@ -4,7 +4,12 @@
 //! allows, and everything else is denied. In pigateway a denial always wins. So a `pattern deny` is left out if it denies
 //! nothing that a pattern allows. If it also denies what a `topic` of the user allows, it stays, and the result is narrower
 //! than the original.
+//!
+//! A name that takes the place of `%u` or `%c` may have several levels in mosquitto, and has one here. So the
+//! name of a user that has a `/` is written out. Client ids are not known, and a rule with `%c` allows
+//! nothing to one that has a `/`.
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -36,6 +41,23 @@ struct AclRule {
     subject: Subject,
     grant: AclGrant,
     topic: String,
+}
+
+impl AclRule {
+    /// The topic filter for the rules of this user.
+    fn filter(&self, user: Option<&str>) -> Cow<'_, str> {
+        // mosquitto lets nobody with a wildcard in the name use a pattern, and a name does not open what
+        // begins with `$`
+        let is_written_out = |name: &&str| {
+            name.contains('/')
+                && !name.contains(['+', '#', '%'])
+                && !(name.starts_with('$') && self.topic.starts_with("%u"))
+        };
+        match user.filter(is_written_out) {
+            Some(name) if self.subject == Subject::Everybody => self.topic.replace("%u", name).into(),
+            _ => Cow::Borrowed(&self.topic),
+        }
+    }
 }
 
 /// The contents of one file.
@@ -145,10 +167,20 @@ impl Acl {
             }
         };
         for rule in own.iter().chain(&patterns).filter(|rule| allows(rule)) {
-            if wanted == AclGrant::Write && is_the_brokers(&rule.topic) {
+            let filter = rule.filter(user);
+            if wanted == AclGrant::Write && is_the_brokers(&filter) {
                 rule.line.not_taken("nobody publishes on the broker's own topics");
+            } else if filter.starts_with('!') {
+                rule.line
+                    .not_taken("a rule that begins with `!` is a denial here, so none can allow such topics alone");
             } else {
-                push(rule.topic.clone());
+                if rule.subject == Subject::Everybody && filter.contains("%c") {
+                    rule.line.differs("it allows nothing here to a client whose id has a `/`: an id is one level");
+                } else if rule.subject == Subject::Everybody && filter.contains("%u") && user.is_some_and(has_levels) {
+                    rule.line
+                        .differs("it allows nothing here to a user whose name has a `/` and a `%` or begins with `$`");
+                }
+                push(filter.into_owned());
                 rule.line.taken();
             }
         }
@@ -157,9 +189,10 @@ impl Acl {
             rule.line.taken();
         }
         for rule in patterns.iter().filter(|rule| denies(rule)) {
-            let touches = |other: &&&AclRule| allows(other) && overlap(&shape(&other.topic), &shape(&rule.topic));
+            let filter = rule.filter(user);
+            let touches = |other: &&&AclRule| allows(other) && overlap(&shape(&other.filter(user)), &shape(&filter));
             if patterns.iter().any(|other| touches(&other)) {
-                push(format!("!{}", rule.topic));
+                push(format!("!{filter}"));
                 if own.iter().any(|other| touches(&other)) {
                     rule.line.differs("a denial always wins here, also over what a `topic` line of a user allows");
                 }
@@ -199,10 +232,22 @@ impl Acl {
 
 const CLAIMED: &str = "without a password file anybody could claim this name; give it a password with `pigateway user`";
 
-/// A pattern as a topic filter: whatever replaces a placeholder is within one level.
+/// A topic filter that matches at least what a pattern matches in mosquitto. A client id may have several
+/// levels there, and a user name that has them is written out.
 fn shape(pattern: &str) -> String {
-    let level = |level: &str| if level.contains("%u") || level.contains("%c") { "+".into() } else { level.to_owned() };
-    pattern.split('/').map(level).collect::<Vec<String>>().join("/")
+    let mut levels = Vec::new();
+    for level in pattern.split('/') {
+        if level.contains("%c") {
+            levels.push("#");
+            break;
+        }
+        levels.push(if level.contains("%u") { "+" } else { level });
+    }
+    levels.join("/")
+}
+
+fn has_levels(name: &str) -> bool {
+    name.contains('/') && !name.contains(['+', '#'])
 }
 
 fn is_the_brokers(topic: &str) -> bool {

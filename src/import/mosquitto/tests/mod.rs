@@ -1,5 +1,6 @@
 //! Tests of what becomes of mosquitto's settings. Every result is read by our own configuration.
 
+mod acl;
 mod bridges;
 mod doors;
 
