@@ -7,9 +7,8 @@ use rustls::pki_types::ServerName;
 
 use super::broker::MAX_EXPIRY;
 use super::document::{NAME_FORM, Table, Unique, Value, assign, topic};
-use super::own_address::check_loops_with_itself;
+use super::own_address::{OwnDoors, check_loops_with_itself};
 use super::paths::Paths;
-use crate::broker::settings::ListenerSettings;
 use crate::message::{Qos, TopicError, check_filter, check_topic};
 use crate::upstream::settings::{
     OutQos, Password, Protocol, Proxy, Rate, Rule, SecretPlace, UpstreamAddress, UpstreamSettings, UpstreamTls,
@@ -22,12 +21,7 @@ const OUT_QOS: [(&str, OutQos); 4] =
     [("0", OutQos::AtMostOnce), ("1", OutQos::AtLeastOnce), ("2", OutQos::ExactlyOnce), ("keep", OutQos::Keep)];
 const IN_QOS: [(&str, Qos); 3] = [("0", Qos::AtMostOnce), ("1", Qos::AtLeastOnce), ("2", Qos::ExactlyOnce)];
 
-pub(super) fn read(
-    root: &Table,
-    paths: &Paths,
-    gateway_id: &str,
-    listeners: &[ListenerSettings],
-) -> Vec<UpstreamSettings> {
+pub(super) fn read(root: &Table, paths: &Paths, gateway_id: &str, own: &OwnDoors) -> Vec<UpstreamSettings> {
     let mut names = Unique::new("upstream");
     let mut upstreams: Vec<UpstreamSettings> = Vec::new();
     for table in root.tables("upstream") {
@@ -66,7 +60,7 @@ pub(super) fn read(
         check_loops(&table, &upstream);
         check_loops_with(&table, &upstream, &upstreams);
         check_twins(&table, &upstream, &upstreams);
-        check_loops_with_itself(&table, &mut upstream, listeners);
+        check_loops_with_itself(&table, &mut upstream, own);
         table.finish();
         upstreams.push(upstream);
     }

@@ -39,7 +39,7 @@ const MISTAKES: &[(&str, &str)] = &[
     // keys
     (
         "colour = 1",
-        "1:1: colour: unknown key; valid: gateway, log, broker, gpio, sensor, upstream, journal, http, mdns, home_assistant",
+        "1:1: colour: unknown key; valid: gateway, log, broker, gpio, sensor, http, upstream, journal, mdns, home_assistant",
     ),
     ("[[sensors]]", "1:3: sensors: unknown key; did you mean sensor?"),
     ("[broker]\nmax_inflght = 3", "2:1: broker.max_inflght: unknown key; did you mean max_inflight?"),
