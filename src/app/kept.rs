@@ -10,12 +10,17 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::former::FormerUsers;
 use crate::access::Access;
 use crate::access::familiar::Familiar;
 use crate::access::replaced::Replaced;
 use crate::access::settings::AccessSettings;
+use crate::broker::core::Core;
+use crate::config::Settings;
+use crate::health::Health;
 use crate::kept_file::KeptFile;
 use crate::secret::remedy_for_private;
+use crate::supervise::Supervisor;
 
 /// Something that is kept in a file.
 pub(crate) trait Remembered {
@@ -108,8 +113,28 @@ impl Remembered for Replaced {
     }
 }
 
+/// Reads all that is remembered of users, and keeps it on disk from now on. Returns those who are no users
+/// any more.
+pub(super) async fn start(
+    settings: &Settings,
+    core: &Arc<Core>,
+    all_are_known: bool,
+    health: &Health,
+    supervisor: &Supervisor,
+) -> FormerUsers {
+    let (dir, now) = (&settings.gateway.data_dir, &settings.broker.access);
+    let file = open::<Familiar>(dir, &core.access, now, all_are_known).await;
+    let former = FormerUsers::open(settings, core, health.clone()).await;
+    let keeping = keep::<Familiar>(file, core.access.clone(), supervisor.token());
+    supervisor.spawn_endless("addresses of users", keeping);
+    let file = open::<Replaced>(dir, &core.access, now, all_are_known).await;
+    let keeping = keep::<Replaced>(file, core.access.clone(), supervisor.token());
+    supervisor.spawn_endless("password hashes", keeping);
+    former
+}
+
 /// Reads the file. If all users are known, forgets what belongs to none of them.
-pub(crate) async fn open<K: Remembered>(
+async fn open<K: Remembered>(
     data_dir: &Path,
     access: &Access,
     settings: &AccessSettings,
@@ -132,7 +157,7 @@ pub(crate) async fn open<K: Remembered>(
 }
 
 /// Writes changes until the gateway shuts down. A file that could not be read is read before it is replaced.
-pub(crate) async fn keep<K: Remembered>(mut file: KeptFile, access: Arc<Access>, cancel: CancellationToken) {
+async fn keep<K: Remembered>(mut file: KeptFile, access: Arc<Access>, cancel: CancellationToken) {
     let mut changed = K::of(&access).changed();
     // what was forgotten at the start must be written too
     let mut is_news = true;

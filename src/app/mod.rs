@@ -1,4 +1,4 @@
-//! The composition root: the only file that knows every room.
+//! The composition root: the only room that knows every other.
 //!
 //! [`run`] follows the life of the gateway: it opens everything, reports readiness once all rooms respond, waits for a
 //! signal or for the first part that fails, and shuts down in order: sensors and ports first, then clients and upstreams,
@@ -16,6 +16,8 @@ mod mdns;
 mod orphans;
 mod pulse;
 mod reload;
+mod sensors;
+mod start;
 mod summary;
 #[cfg(test)]
 mod tests;
@@ -38,45 +40,29 @@ use tracing::{error, info, warn};
 
 use self::data_dir::DataDir;
 use self::exit_code::ExitCode;
-use self::former::FormerUsers;
-use self::pulse::{Feeding, ROUTER, Rooms};
+use self::pulse::{Feeding, Rooms};
 use self::reload::Reloadable;
-use self::users::{Users, UsersChanged};
-use crate::access::familiar::Familiar;
-use crate::access::replaced::Replaced;
+use self::users::UsersChanged;
 use crate::broker::core::Core;
-use crate::broker::listener::Listener;
-use crate::broker::{Broker, sys};
 use crate::config::Settings;
 use crate::exchange::ingress::Receipt;
-use crate::exchange::live::{Dispatcher, RouterError};
-use crate::health::{Health, LoggedProblems, Pulse};
-use crate::http;
-use crate::journal::settings::JournalSettings;
-use crate::journal::storage::file::FileStorage;
-use crate::journal::{Journal, JournalError};
+use crate::exchange::live::RouterError;
+use crate::health::LoggedProblems;
+use crate::journal::JournalError;
 use crate::mqtt::Reason;
 use crate::net::ListenError;
-use crate::net::port::Port;
-use crate::sensors::edge::EdgeSource;
-use crate::sensors::{self, ChosenSource};
 use crate::service::logging::{Logging, LoggingError};
 use crate::service::notify;
 pub(crate) use crate::service::signals::early_hangup;
 use crate::service::signals::{Signal, Signals};
-use crate::status::{ClientsShown, GatewayStatus, SensorSnapshot, SensorState};
 use crate::supervise::{Exit, Supervisor};
-use crate::time::{SharedClock, SystemClock, beat};
+use crate::time::beat;
 use crate::workers::Workers;
 
 /// The longest time for an orderly shutdown.
 const SHUTDOWN: Duration = Duration::from_secs(4);
 /// The longest time for telling clients that the gateway stops after a failure.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// Bytes that headers and consumers can add to a message in the journal.
-const RECORD_OVERHEAD: usize = 16 << 10;
-/// The longest time that readiness waits for the pins.
-const SENSORS: Duration = Duration::from_millis(500);
 
 /// Why the gateway did not start, or why it ended.
 #[derive(Debug, thiserror::Error)]
@@ -170,126 +156,6 @@ struct RunningGateway {
 }
 
 impl RunningGateway {
-    async fn start(
-        mut settings: Settings,
-        config_path: Option<&Path>,
-        logging: Logging,
-        problems: LoggedProblems,
-    ) -> Result<RunningGateway, AppError> {
-        let clock: SharedClock = Arc::new(SystemClock);
-        let path = settings.gateway.data_dir.clone();
-        let is_new = !path.join("journal").exists();
-        let data_dir = DataDir::open(&path)?;
-        identity::choose(&path, is_new);
-        identity::apply(&mut settings, &path);
-        let supervisor = Supervisor::default();
-        let doors = CancellationToken::new();
-        let health = Health::default();
-        let users = Users::open(&mut settings, health.clone());
-        let journal = open_journal(&settings, data_dir.largest_journal, clock.clone())?;
-        journal.report_to(health.clone());
-        if journal.knows_clock_was_set() {
-            SystemClock::was_set();
-        }
-        supervisor
-            .spawn_endless("clock", clock::watch(clock.clone(), journal.clone(), health.clone(), supervisor.token()));
-        supervisor.spawn("journal", watch_journal(journal.clone(), supervisor.token()));
-
-        let reloads = watch::Sender::new(0);
-        let (broker, web_port, websockets) =
-            open_ports(&settings, journal, clock.clone(), doors.clone(), (&health, &reloads))?;
-        let Broker { core, dispatcher, listeners, connections } = broker;
-        let mut rooms = Rooms::new(core.ingress.room().clone(), core.ingress.journal().clone());
-        let router_pulse = rooms.watch(ROUTER);
-        let (rules, upstreams, waiting) = upstreams::open(&settings, &core, &clock, &health, &mut rooms);
-        let source = ChosenSource::open(&settings.gpio, clock.clone(), seed())?;
-        let made_up: Vec<_> = settings.sensors.iter().filter(|sensor| source.simulates(sensor)).cloned().collect();
-
-        start_router(dispatcher, &core, &supervisor, router_pulse).await;
-        let (dir, users_now) = (&settings.gateway.data_dir, &settings.broker.access);
-        let file = kept::open::<Familiar>(dir, &core.access, users_now, users.are_all_known()).await;
-        let former = FormerUsers::open(&settings, &core, health.clone()).await;
-        let keeping = kept::keep::<Familiar>(file, core.access.clone(), supervisor.token());
-        supervisor.spawn_endless("addresses of users", keeping);
-        let file = kept::open::<Replaced>(dir, &core.access, users_now, users.are_all_known()).await;
-        let keeping = kept::keep::<Replaced>(file, core.access.clone(), supervisor.token());
-        supervisor.spawn_endless("password hashes", keeping);
-
-        let (sensor_settings, sensor_changes) = watch::channel(settings.sensors.clone().into());
-        let (snapshots, sensor_snapshots) = watch::channel(Vec::new());
-        let (gone, sensors_gone) = watch::channel(());
-        let (mdns, announced, mdns_settings) = mdns::prepare(&settings, &listeners, web_port.as_ref(), &health);
-        let status = GatewayStatus {
-            gateway_id: settings.gateway.id.as_str().into(),
-            sensors: sensor_snapshots,
-            upstreams,
-            clients: clients_shown(&core),
-            problems,
-            health: health.clone(),
-            lost_at_power_cut: data_dir.lost_at_power_cut.clone(),
-            announced,
-            listeners: listeners.iter().chain(&websockets).map(|listener| listener.port.name().to_owned()).collect(),
-        };
-        let changes = sensor_settings.subscribe();
-        let announcing =
-            home_assistant::start(&settings, web_port.as_ref(), changes, &status, &core, (&supervisor, &doors, &gone))
-                .await;
-        // upstreams start after the messages for Home Assistant are retained again, because otherwise they would take these
-        // for deleted and delete them at the remote broker
-        waiting.start(&core, &clock, &supervisor);
-        let pulse = rooms.watch("sensors");
-        let sensors = sensors::run(
-            sensor_changes,
-            source,
-            core.ingress.clone(),
-            clock.clone(),
-            (snapshots, health),
-            pulse,
-            doors.clone(),
-        );
-        supervisor.spawn("sensors", async move {
-            let result = sensors.await;
-            drop(gone);
-            result
-        });
-        let (tell, told) = mpsc::channel(1);
-        let (desk, serving) = users.serve(tell, doors.clone());
-        supervisor.spawn_endless("users", serving);
-        let shown: Vec<&Listener> = listeners.iter().chain(&websockets).collect();
-        summary::say(&settings, config_path, &shown, web_port.as_ref(), &|sensor| made_up.contains(sensor));
-        // the web port opens last, so that its first client finds everything in place
-        if let Some(port) = web_port {
-            web::start(port, &settings, (status.clone(), desk), &core, &connections, &supervisor, &mut rooms);
-        }
-        for listener in websockets {
-            web::start_listener(listener, &settings, &core, &connections, &supervisor, &mut rooms);
-        }
-        for listener in listeners {
-            let name = listener.port.task_name("listener");
-            supervisor.spawn_endless(name, listener.run(core.clone(), connections.clone()));
-        }
-        // started last, so that a port is open when it is announced
-        supervisor.spawn_endless("mDNS", mdns.run(doors.clone()));
-        sensors_have_answered(&settings, status.sensors.clone()).await;
-        home_assistant::go_on(announcing);
-        let faults = status.health.changes();
-        let changes =
-            reload::Changes { sensors: sensor_settings, upstreams: rules, mdns: mdns_settings, ports: reloads, users };
-        let reloadable = Reloadable::new(settings, config_path, logging, core.clone(), changes, status, former);
-        Ok(RunningGateway {
-            supervisor,
-            core,
-            connections,
-            reloadable,
-            doors,
-            sensors_gone,
-            rooms,
-            health: faults,
-            users: told,
-            _data_dir: data_dir,
-        })
-    }
-
     async fn serve(mut self, mut signals: Signals) -> Result<(), AppError> {
         let mut feeding = Feeding::new(notify::watchdog_interval());
         let mut said = self.reloadable.status_line();
@@ -386,85 +252,5 @@ impl RunningGateway {
         self.connections.close();
         // connections that have not ended by then are aborted
         let _ = timeout(within, self.connections.wait()).await;
-    }
-}
-
-/// A view of the connected MQTT clients for other rooms.
-fn clients_shown(core: &Arc<Core>) -> ClientsShown {
-    let (list, count) = (core.clone(), core.clone());
-    ClientsShown::new(move |most| list.clients(most), move || count.client_counts())
-}
-
-/// Waits until every pin is watched or known to be faulty, but only for a moment, because a sensor must not delay the start.
-async fn sensors_have_answered(settings: &Settings, mut sensors: watch::Receiver<Vec<SensorSnapshot>>) {
-    let answered = |sensors: &Vec<SensorSnapshot>| {
-        sensors.len() == settings.sensors.len()
-            && sensors.iter().all(|sensor| sensor.fault.is_some() || sensor.state != SensorState::Offline)
-    };
-    let _ = timeout(SENSORS, sensors.wait_for(answered)).await;
-}
-
-/// Starts the router with the tasks that belong to it. `pulse` shows that the router works.
-async fn start_router(dispatcher: Dispatcher, core: &Arc<Core>, supervisor: &Supervisor, pulse: Pulse) {
-    let probe = core.ingress.clone();
-    supervisor.spawn("router", dispatcher.run(supervisor.token(), move || probe.probe(), pulse));
-    supervisor.spawn_endless("traces", core.ingress.clone().watch_traces(supervisor.token()));
-    supervisor.spawn_endless("retained messages", core.ingress.clone().expire_retained(supervisor.token()));
-    core.publish_orphaned_wills().await;
-    supervisor.spawn_endless("sessions", core.clone().sweep());
-    supervisor.spawn_endless("shared subscriptions", core.clone().share());
-    let figures = sys::Figures::start(core.clone()).await;
-    supervisor.spawn_endless("$SYS", figures.run());
-}
-
-/// Nothing else can be done before the journal is open, so it is read on the thread that starts the gateway.
-fn open_journal(settings: &Settings, largest: u64, clock: SharedClock) -> Result<Journal, AppError> {
-    let largest_message = settings.broker.max_packet_size + RECORD_OVERHEAD;
-    let max_size = settings.journal.max_size.min(largest);
-    let journal = JournalSettings { largest_message, max_size, ..settings.journal.clone() };
-    let storage = Arc::new(FileStorage::new(&settings.gateway.data_dir.join("journal")));
-    Ok(Journal::open(storage, journal, clock)?)
-}
-
-/// Returns when the gateway shuts down. An earlier return means that one of the journal's threads has ended, which is a
-/// fault.
-async fn watch_journal(journal: Journal, cancel: CancellationToken) -> Result<(), &'static str> {
-    tokio::select! {
-        () = cancel.cancelled() => Ok(()),
-        () = journal.ended() => Err("a thread of the journal has ended"),
-    }
-}
-
-/// Opens the broker with its ports, and the port for HTTP, as far as that is possible now; the others are tried again. It
-/// fails only where there is nothing to serve and nothing to wait for: other programs have all of them.
-fn open_ports(
-    settings: &Settings,
-    journal: Journal,
-    clock: SharedClock,
-    cancel: CancellationToken,
-    (health, reloads): (&Health, &watch::Sender<u64>),
-) -> Result<(Broker, Option<Port>, Vec<Listener>), AppError> {
-    let open = |settings| Port::open(settings, health.clone(), reloads.subscribe());
-    let mut broker = Broker::open_with(settings.broker.clone(), journal, clock, cancel, (health, reloads))?;
-    let websockets = settings.broker.listeners.iter().filter(|listener| listener.websocket).cloned();
-    let mut websockets: Vec<Listener> =
-        websockets.map(|settings| Listener { port: open(settings.port()), settings }).collect();
-    let web = http::server::port(&settings.http).map(open);
-    let ports = broker.listeners.iter().chain(&websockets).map(|listener| &listener.port);
-    if ports.chain(&web).all(Port::is_hopeless) {
-        let mut listeners = broker.listeners.drain(..).chain(websockets.drain(..));
-        if let Some(error) = listeners.find_map(|listener| listener.port.into_error()) {
-            return Err(AppError::Listen(error));
-        }
-    }
-    Ok((broker, web, websockets))
-}
-
-/// A seed that differs at every start, for simulated motion.
-fn seed() -> u64 {
-    let mut seed = [0; 8];
-    match getrandom::fill(&mut seed) {
-        Ok(()) => u64::from_le_bytes(seed),
-        Err(_) => 0,
     }
 }

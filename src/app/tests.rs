@@ -1,7 +1,9 @@
+use super::former::FormerUsers;
 use super::*;
 use crate::access::settings::{AccessSettings, Rights, UserSettings};
 use crate::broker::away::Parked;
 use crate::broker::session::Session;
+use crate::health::Health;
 use crate::service::problems::ProblemsLayer;
 use crate::supervise::Cause;
 use crate::upstream::settings::{UpstreamAddress, UpstreamSettings};
