@@ -41,6 +41,9 @@ const LIGHT: (u32, u32) = (1, 4);
 /// The number of times that another thread than before serves, from which on two of them serve. When the others lie
 /// down, it may be another one once or twice.
 const TURNS: u32 = 4;
+/// The number of turns of tasks after which a thread that always has something to do looks at the sockets. With tokio's own
+/// number, 61, as many clients that send without a pause as there are threads make all others wait for 61 of their turns.
+const LOOKS_EVERY: u32 = 5;
 /// How long the end of the gateway waits for threads that are still busy, for example with a disk or with pins.
 const LEFT_BEHIND: Duration = Duration::from_millis(200);
 
@@ -65,7 +68,7 @@ impl Workers {
     fn start_by(cores: usize, used: fn() -> Duration) -> io::Result<Workers> {
         let crew = Arc::new(Crew::new(used));
         let mut builder = Builder::new_multi_thread();
-        builder.worker_threads(cores).thread_name("pigateway-io").enable_all();
+        builder.worker_threads(cores).thread_name("pigateway-io").event_interval(LOOKS_EVERY).enable_all();
         if cores > 1 {
             let starting = crew.clone();
             builder

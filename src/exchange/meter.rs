@@ -59,6 +59,21 @@ fn processor_time() -> Duration {
     Duration::new(time.tv_sec.max(0) as u64, time.tv_nsec as u32)
 }
 
+/// Runs a future to its end. Also returns the processor time that it has used.
+pub(crate) async fn measured<F: Future>(future: F) -> (F::Output, Duration) {
+    let mut future = std::pin::pin!(future);
+    let mut spent = Duration::ZERO;
+    let output = std::future::poll_fn(|context| {
+        // another poll may happen on another thread
+        let since = processor_time();
+        let polled = future.as_mut().poll(context);
+        spent += processor_time().saturating_sub(since);
+        polled
+    });
+    let output = output.await;
+    (output, spent)
+}
+
 impl Walk {
     /// Continues something that has used up its free steps.
     pub(crate) fn beyond_what_is_free() -> Walk {
@@ -109,6 +124,11 @@ impl Meter {
     /// Charges a client for the time of one search or one batch. The gateway's own searches and publications are not
     /// charged.
     pub(crate) fn charge(&self, origin: Origin, cost: Duration) {
+        self.charge_beside(origin, cost + cost.saturating_sub(AT_ONCE) * DEAR);
+    }
+
+    /// Charges a client for work during which others are served.
+    pub(crate) fn charge_beside(&self, origin: Origin, cost: Duration) {
         if cost.is_zero() || origin.owner == Owner::HOUSE {
             return;
         }
@@ -118,7 +138,6 @@ impl Meter {
         let others = charged.owners.iter().filter(|(owner, until)| **owner != origin.owner && **until > now).count();
         // an owner that has not been charged for long has its whole free time again
         let from = charged.owners.get(&origin.owner).copied().unwrap_or(now - BURST * PART);
-        let cost = cost + cost.saturating_sub(AT_ONCE) * DEAR;
         let until = from + cost * PART * (others as u32 + 1);
         charged.owners.insert(origin.owner, until);
         if until <= now {

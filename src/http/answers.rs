@@ -6,6 +6,7 @@
 //! client may repeat it.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::Response;
@@ -13,21 +14,41 @@ use axum::response::IntoResponse;
 use http_body_util::BodyExt;
 
 use super::problem::HttpProblem;
+use crate::exchange::ingress::Ingress;
 use crate::exchange::receiving::{Receiving, Reservation};
+use crate::message::Origin;
 
 /// The bytes that all large answers together may use.
 pub(crate) const BUDGET: usize = 16 << 20;
 /// The bytes of each answer that do not count.
 pub(crate) const FREE: usize = 16 << 10;
 
-/// The user of a request, once that is known.
+/// Who has sent a request, once that is known.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Asker(Arc<OnceLock<Box<str>>>);
+pub(crate) struct Asker(Arc<OnceLock<Known>>);
+
+#[derive(Debug)]
+struct Known {
+    user: Option<Box<str>>,
+    /// Who is charged for the work, and where.
+    payer: Option<(Ingress, Origin)>,
+}
 
 impl Asker {
-    pub(crate) fn is(&self, user: &str) {
+    pub(crate) fn is(&self, user: Option<&str>, payer: Option<(Ingress, Origin)>) {
         // a connection processes one request at a time
-        let _ = self.0.set(user.into());
+        let _ = self.0.set(Known { user: user.map(Into::into), payer });
+    }
+
+    fn user(&self) -> Option<&str> {
+        self.0.get()?.user.as_deref()
+    }
+
+    /// Charges the client for this processor time, so that its next request waits if it has asked too much of late.
+    pub(crate) fn pays(&self, time: Duration) {
+        if let Some((ingress, origin)) = self.0.get().and_then(|known| known.payer.as_ref()) {
+            ingress.meter().charge_beside(*origin, time);
+        }
     }
 }
 
@@ -59,7 +80,7 @@ pub(crate) fn within(answers: &Receiving, asker: &Asker, response: Response<Body
     // a body without a size is a stream, which asks for memory itself
     let size = response.body().size_hint().exact().and_then(|size| usize::try_from(size).ok());
     let Some(size) = size.filter(|size| *size > FREE) else { return response };
-    let Some(memory) = ask(answers, asker.0.get().map(|user| &**user), size) else {
+    let Some(memory) = ask(answers, asker.user(), size) else {
         return HttpProblem::unavailable("others have not taken their answers yet, and there is no memory for more")
             .into_response();
     };
@@ -87,7 +108,7 @@ mod tests {
         let answers = Receiving::of(BUDGET);
         let of = |user: Option<&str>, size| {
             let asker = Asker::default();
-            user.into_iter().for_each(|user| asker.is(user));
+            asker.is(user, None);
             within(&answers, &asker, answer(size))
         };
         let guests: Vec<_> = (0..100).map(|_| of(None, 1 << 20)).collect();

@@ -229,8 +229,14 @@ impl FromRequestParts<Arc<Http>> for Caller {
         if let (Some(place), Some(user)) = (parts.extensions.get::<Arc<Place>>(), &caller.identity.user) {
             place.belongs_to(user);
         }
-        if let (Some(asker), Some(user)) = (parts.extensions.get::<Asker>(), &caller.identity.user) {
-            asker.is(user);
+        // what publishes is paid for by its message
+        let is_read = matches!(parts.method, Method::GET | Method::HEAD);
+        if let Some(asker) = parts.extensions.get::<Asker>() {
+            let payer = is_read.then(|| (http.ingress.clone(), caller.origin()));
+            asker.is(caller.user(), payer);
+        }
+        if is_read {
+            http.ingress.turn(caller.origin()).await;
         }
         Ok(caller)
     }

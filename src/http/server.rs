@@ -36,6 +36,7 @@ use super::{Http, routes, unread, websocket};
 use crate::access::Access;
 use crate::access::guesses::network;
 use crate::access::places::{Bounds, Newcomer, Place, Places};
+use crate::exchange::meter::measured;
 use crate::exchange::receiving::Receiving;
 use crate::health::Pulse;
 use crate::net::descriptors;
@@ -271,10 +272,16 @@ impl HttpConnection {
         let request = request.map(|body| if waits { Body::new(body) } else { unread::discarded(body, &connections) });
         let mut router = Router::clone(&self.site.router);
         async move {
+            // a client may send many requests at once, which would be answered without a pause
+            tokio::task::yield_now().await;
             let mut response = match refused {
                 Ok(()) if welcome.is_some() && is_preflight => StatusCode::NO_CONTENT.into_response(),
                 Ok(()) if is_page => router.call(request).await?,
-                Ok(()) => answers::within(&answers, &asker, router.call(request).await?),
+                Ok(()) => {
+                    let (response, time) = measured(router.call(request)).await;
+                    asker.pays(time);
+                    answers::within(&answers, &asker, response?)
+                }
                 Err(foreign) => HttpProblem::forbidden(foreign.to_string()).into_response(),
             };
             for (name, value) in [

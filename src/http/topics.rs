@@ -121,7 +121,6 @@ pub(crate) async fn list(
     let part = query.get("contains")?.map(str::to_lowercase);
     let is_meant = |topic: &str| part.as_ref().is_none_or(|part| topic.to_lowercase().contains(part));
     let may = |topic: &str| is_meant(topic) && caller.permissions.may_receive(topic);
-    http.ingress.turn(caller.origin()).await;
     let mut found = http.hub.select((filter, after), limit + 1, caller.origin(), may);
     let mut bytes = 0;
     let fitting = found.iter().take(limit).take_while(|(message, _)| {

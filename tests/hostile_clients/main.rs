@@ -7,6 +7,7 @@
 mod support;
 
 mod bounds;
+mod floods;
 mod malformed;
 mod many_filters;
 mod much_for_little;

@@ -74,7 +74,7 @@ fn a_subscriber_that_never_acknowledges_is_bounded() {
 }
 
 /// Measures round trips of a pair of clients on a topic of their own until it is told to stop.
-fn pair(port: u16, over: &AtomicBool) -> Vec<Duration> {
+pub fn pair(port: u16, over: &AtomicBool) -> Vec<Duration> {
     let mut reader = Connect::new("innocent-reader").open(port);
     reader.subscribe("innocent/#", 1);
     let mut publisher = Connect::new("innocent-publisher").open(port);

@@ -165,6 +165,8 @@ struct BrokerConnection {
     change: Option<FilterChange>,
     /// Whether there is more to do, which waits only until others have had their turns.
     has_more: bool,
+    /// Whether whole packets that were received wait for the next turn, so that no more is read.
+    has_input: bool,
     /// When the packets that are being processed were read, in milliseconds of the boot clock; set when first needed.
     read_at: Option<u64>,
     /// Whether a message waits for memory although nothing is in flight that would release any.
@@ -386,6 +388,7 @@ async fn open(
         held_until: None,
         change: None,
         has_more: false,
+        has_input: false,
         first_turn: core.ingress.meter().first_turn(core::origin(&owner)),
         _place: place,
         core: core.clone(),

@@ -1,5 +1,7 @@
 //! Processes what the client sends.
 
+use std::time::Duration;
+
 use bytes::BytesMut;
 use tokio::time::Instant;
 use tracing::{debug, warn};
@@ -23,24 +25,33 @@ use crate::mqtt::{
 pub(crate) const RECEIVE_MAXIMUM: u16 = 1000;
 /// A batch of this size in bytes is sent on before more packets are parsed.
 const BATCH_SIZE: usize = 64 * 1024;
+/// After this time the rest of what was received waits for the next turn, so that others need not wait for all of it.
+const TURN: Duration = Duration::from_millis(1);
+/// The number of packets after which that time is looked at.
+const LOOK_EVERY: u64 = 16;
 
 impl BrokerConnection {
-    /// Processes all complete packets in `input`. Returns whether all messages have got their places in the order.
+    /// Processes complete packets in `input` for one turn. Returns whether all messages have got their places in the order.
     pub(super) fn receive(&mut self, input: &mut BytesMut) -> Result<bool, ConnectionEnd> {
         let max = self.core.settings.load().max_packet_size;
         let mut placed = self.place()?;
         let mut packets = 0;
-        (self.held_until, self.read_at) = (None, None);
+        (self.held_until, self.read_at, self.has_input) = (None, None, false);
         if !self.continue_change()? {
             return Ok(placed);
         }
         // packets are parsed in place; only messages are copied, into their batch
         let bytes = std::mem::take(input);
+        let begun = Instant::now();
         let mut at = 0;
         let result = loop {
             match frame(&bytes[at..], max, self.version) {
                 Ok(Some(found)) => {
                     if !self.may_begin(found.kind) {
+                        break Ok(());
+                    }
+                    if packets % LOOK_EVERY == LOOK_EVERY - 1 && begun.elapsed() >= TURN {
+                        (self.has_more, self.has_input) = (true, true);
                         break Ok(());
                     }
                     packets += 1;

@@ -32,6 +32,8 @@ const ANSWERS_FULL: usize = 128 * 1024;
 /// Subscriptions whose retained messages wait for the client, above which nothing is read.
 const RETAINED_FULL: usize = 10_000;
 const LARGEST_READ: usize = 64 * 1024;
+/// After this time of work a connection lets others work, however much there is to do.
+const TURN: Duration = Duration::from_millis(1);
 /// Output up to this size is written before the loop waits, see [`BrokerConnection::write_at_once`].
 const SMALL_WRITE: usize = 4 * 1024;
 /// A client that reads nothing for this long counts as gone.
@@ -61,8 +63,10 @@ impl BrokerConnection {
         let mut pace = ClientPace::new(self.keep_alive);
         let mut alarm = std::pin::pin!(sleep_until(pace.look_at()));
         let mut kicked = std::pin::pin!(kick.kicked());
+        let mut turn = Turn::default();
         loop {
             worked();
+            turn.begins();
             // registered before the attempt, so that room that is made in between is not missed
             let room = core.ingress.room().notified();
             let freed = core.ingress.receiving().freed();
@@ -110,6 +114,9 @@ impl BrokerConnection {
             }
             let (waits_for_memory, late_at) = (self.waits_for_memory(), self.is_late_at());
             let size = self.read_size(&pace);
+            if turn.is_over() {
+                yield_now().await;
+            }
             tokio::select! {
                 result = read(reader, input, size), if may_read => match result {
                     Ok(0) | Err(_) => return pace.over(),
@@ -206,7 +213,8 @@ impl BrokerConnection {
     /// Whether more may be read. A client that does not read its answers is not read from. A leaving
     /// client is read from nevertheless, but gets no answers.
     fn may_read(&mut self, pace: &mut ClientPace, input: &mut BytesMut) -> bool {
-        let is_open = self.held_until.is_none()
+        let is_open = !self.has_input
+            && self.held_until.is_none()
             && self.change.is_none()
             && self.batch.size() < BATCH_FULL
             && !self.is_deep()
@@ -229,6 +237,29 @@ impl BrokerConnection {
     /// How much is read at a time. A large packet has its memory already.
     fn read_size(&self, pace: &ClientPace) -> usize {
         if self.receiving.is_some() { 0 } else { pace.read_size }
+    }
+}
+
+/// How long a connection has worked since it last let others work. A socket that is always ready would not make it pause.
+#[derive(Default)]
+struct Turn {
+    begun: Option<Instant>,
+    worked: Duration,
+}
+
+impl Turn {
+    fn begins(&mut self) {
+        self.begun = Some(Instant::now());
+    }
+
+    /// Ends a piece of work. Returns whether it is the turn of others.
+    fn is_over(&mut self) -> bool {
+        self.worked += self.begun.take().map_or(Duration::ZERO, |begun| begun.elapsed());
+        let is_over = self.worked >= TURN;
+        if is_over {
+            self.worked = Duration::ZERO;
+        }
+        is_over
     }
 }
 

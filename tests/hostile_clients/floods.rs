@@ -1,0 +1,112 @@
+//! As many clients that send without a pause as there are cores, and more: others have their turns in between.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use super::assert_it_serves;
+use super::slow_readers::pair;
+use crate::support::packet::{Properties, binary, packet, publish, subscribe};
+use crate::support::{Connect, Gateway, Setup, http};
+
+/// How long each kind of flood lasts.
+const LENGTH: Duration = Duration::from_millis(1500);
+/// The number of clients that flood.
+const CLIENTS: usize = 4;
+
+/// What one client sends again and again.
+fn bursts() -> Vec<(&'static str, Vec<u8>)> {
+    let none = Properties::new();
+    let unsubscribe = |id: u16| packet(0xa2, &[&id.to_be_bytes(), &[0], &binary(format!("a/{id}").as_bytes())]);
+    let again = |id: u16| subscribe(id, &[(&*format!("a/{}", id % 7), 0)], Some(&none));
+    let group = |id: u16| {
+        let name = format!("$share/g{id}/x");
+        let leaves = packet(0xa2, &[&id.to_be_bytes(), &[0], &binary(name.as_bytes())]);
+        [subscribe(id, &[(&*name, 0)], Some(&none)), leaves].concat()
+    };
+    let deep = ["a"; 190].join("/");
+    let say = |topic: String, flags: u8| publish(topic.as_bytes(), b"x", flags, None, Some(&none));
+    vec![
+        ("UNSUBSCRIBE", (1..5000).flat_map(unsubscribe).collect()),
+        ("SUBSCRIBE", (1..5000).flat_map(again).collect()),
+        ("groups", (1..2500).flat_map(group).collect()),
+        ("deep topics", (1..1000).flat_map(|number| say(format!("{deep}/{number}"), 0x30)).collect()),
+        ("retained", (0..5000).flat_map(|number| say(format!("r/{}", number % 50), 0x31)).collect()),
+        ("PUBREL", (1..5000_u16).flat_map(|id| packet(0x62, &[&id.to_be_bytes()])).collect()),
+        ("PINGREQ", [0xc0, 0].repeat(30_000)),
+    ]
+}
+
+/// Sends this until it is over, and reads all answers.
+fn flood(mut stream: TcpStream, burst: &[u8], over: &AtomicBool) {
+    let mut answers = stream.try_clone().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(move || while answers.read(&mut vec![0; 1 << 20]).is_ok_and(|count| count > 0) {});
+        stream.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+        let mut at = 0;
+        while !over.load(Ordering::Relaxed) {
+            match stream.write(&burst[at..]) {
+                Ok(count) => at = (at + count) % burst.len(),
+                // a client that is slowed down goes on when it may
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Err(_) => break,
+            }
+        }
+        let _ = stream.shutdown(Shutdown::Both);
+    });
+}
+
+/// Checks that a pair of clients of this gateway has round trips during a flood, compared with a pair of another gateway on
+/// the same machine.
+#[track_caller]
+fn others_have_turns(name: &str, gateway: &Gateway, beside: &Gateway, open: impl Fn(usize) -> TcpStream, burst: &[u8]) {
+    let over = AtomicBool::new(false);
+    let streams: Vec<_> = (0..CLIENTS).map(open).collect();
+    let (times, undisturbed) = thread::scope(|scope| {
+        let over = &over;
+        streams.into_iter().for_each(|stream| drop(scope.spawn(move || flood(stream, burst, over))));
+        let disturbed = scope.spawn(|| pair(gateway.port, over));
+        let undisturbed = scope.spawn(|| pair(beside.port, over));
+        thread::sleep(LENGTH);
+        over.store(true, Ordering::Relaxed);
+        (disturbed.join().unwrap(), undisturbed.join().unwrap())
+    });
+    let middle = |times: &[Duration]| times[times.len() / 2];
+    let (middle, reference) = (middle(&times), middle(&undisturbed));
+    assert!(
+        middle < 20 * reference.max(Duration::from_millis(2)),
+        "{name}: {middle:?} instead of {reference:?} in the middle, {:?} at most, {} round trips instead of {}",
+        times.last(),
+        times.len(),
+        undisturbed.len()
+    );
+}
+
+#[test]
+fn whoever_sends_without_a_pause_does_not_keep_others_from_their_turns() {
+    let (mut gateway, beside) = (Gateway::start(), Gateway::start());
+    for (name, burst) in bursts() {
+        let open = |number: usize| Connect::v5(&format!("flood-{number}")).open(gateway.port).socket;
+        others_have_turns(name, &gateway, &beside, open, &burst);
+    }
+    assert_it_serves(&mut gateway);
+}
+
+#[test]
+fn requests_by_http_that_do_not_wait_for_their_answers_do_not_keep_mqtt_waiting() {
+    let (setup, port) = Setup::default().http();
+    let (mut gateway, beside) = (setup.start(), Gateway::start());
+    let mut publisher = Connect::new("publisher").open(gateway.port);
+    let kept = |number| publish(format!("t/{number}").as_bytes(), &[b'x'; 256], 0x31, None, None);
+    publisher.send(&(0..4000).flat_map(kept).collect::<Vec<u8>>());
+    publisher.ping();
+    assert_eq!(http::get(port, "/api/v1/topics?limit=1").json()["messages"].as_array().unwrap().len(), 1);
+    for path in ["/api/v1/topics?filter=%23&contains=zzz&limit=1", "/api/v1/topics?filter=t/%23", "/metrics"] {
+        let burst = format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n").repeat(100);
+        let open = |_| TcpStream::connect(("127.0.0.1", port)).unwrap();
+        others_have_turns(path, &gateway, &beside, open, burst.as_bytes());
+    }
+    assert_it_serves(&mut gateway);
+}
