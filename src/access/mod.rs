@@ -5,6 +5,7 @@
 //! | `settings` | users, clients without a user name, and what they may do |
 //! | `identity`, `owner` | users, clients, whose a session is, and what waits in the journal |
 //! | `authenticate`, `password` | who somebody is |
+//! | `queue`, `turns` | who may wait for the check of a password, and whose is checked next |
 //! | `hash`, `replaced` | forms of password hashes, and argon2id in place of the weaker ones |
 //! | `guesses`, `familiar` | how fast passwords may be guessed, and who goes first |
 //! | `former` | users that there were |
@@ -29,10 +30,12 @@ pub mod made;
 pub(crate) mod owner;
 pub(crate) mod password;
 pub(crate) mod places;
+pub(crate) mod queue;
 pub(crate) mod quota;
 pub mod replaced;
 pub(crate) mod security;
 pub mod settings;
+mod turns;
 pub(crate) mod waiting;
 
 use self::authorise::Authoriser;

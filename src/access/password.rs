@@ -1,36 +1,33 @@
 //! Checks passwords against hashes: one check at a time, in turn, and no faster than [guesses](super::guesses) allows.
 //!
 //! One check takes about 19 MiB and, on a small Pi, about a second. So only one runs at a time, outside the runtime's
-//! workers. A user whose password was right once is remembered by a keyed hash, in memory only and until the configuration
-//! is reloaded, so that a storm of reconnecting clients costs one slow check for each user. This fast comparison needs a
-//! token for guessing too, otherwise it would make guessing fast.
+//! workers, and it keeps its turn until it is done, also if its client goes away meanwhile. A user whose password was right
+//! once is remembered by a keyed hash, in memory only and until the configuration is reloaded, so that a storm of
+//! reconnecting clients costs one slow check for each user. This fast comparison needs a token for guessing too, otherwise
+//! it would make guessing fast.
 //!
 //! Users at addresses where they have signed in before are served first. These addresses are kept over restarts; they say
 //! nothing about passwords.
 
 use std::collections::HashMap;
-use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use argon2::password_hash::{Output, Salt};
 use argon2::{Algorithm, Argon2, Params, PasswordHash, Version};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::familiar::Familiar;
 use super::guesses::{GuessTaken, Guesses, network};
 use super::hash::{self, NOBODY, is_from_mosquitto, memory, verify_mosquitto};
+use super::queue::PasswordQueue;
 use super::replaced::Replaced;
+use super::turns::{Turn, Turns};
 
-/// Most checks that may wait. Clients that come later are told that the broker is busy.
-const MAX_WAITING: usize = 1024;
-/// Most checks of one network that may wait.
-const MAX_OF_NETWORK: usize = 256;
-/// Most checks of users at familiar addresses that may wait in addition.
-const MAX_FAMILIAR: usize = 1024;
 /// The longest time for which a client waits for a token.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -58,12 +55,12 @@ pub(crate) struct Attempt<'a> {
 pub(crate) struct Passwords {
     key: RandomState,
     /// For each hash, a keyed hash of it and of the password that was right.
-    known: Mutex<HashMap<Box<str>, u64>>,
+    known: Arc<Mutex<HashMap<Box<str>, u64>>>,
     guesses: Mutex<Guesses>,
     /// Notified when tokens are given back.
     given_back: Notify,
-    waiting: Mutex<PasswordQueue>,
-    turns: Turns,
+    queue: PasswordQueue,
+    turns: Arc<Turns>,
     /// The addresses from which users have signed in before.
     pub(crate) familiar: Familiar,
     /// Argon2id hashes that have replaced mosquitto's hashes.
@@ -74,11 +71,11 @@ impl Default for Passwords {
     fn default() -> Self {
         Passwords {
             key: RandomState::new(),
-            known: Mutex::default(),
+            known: Arc::default(),
             guesses: Mutex::default(),
             given_back: Notify::new(),
-            waiting: Mutex::default(),
-            turns: Turns::default(),
+            queue: PasswordQueue::default(),
+            turns: Arc::default(),
             familiar: Familiar::default(),
             replaced: Replaced::default(),
         }
@@ -93,35 +90,68 @@ impl Passwords {
 
     pub(crate) async fn check(&self, attempt: &Attempt<'_>) -> PasswordVerdict {
         let is_familiar = attempt.hash.is_some() && self.familiar.knows(attempt.user, attempt.from);
-        let Some(_place) = self.enter(attempt.from, is_familiar) else { return PasswordVerdict::Busy };
-        let Some(taken) = self.token(attempt, is_familiar).await else { return PasswordVerdict::Busy };
-        let is_right = self.compare(attempt, is_familiar).await;
-        if !is_right {
-            return PasswordVerdict::Wrong;
+        // whoever is remembered here waits for nothing, and so needs no place
+        let mut guess = if is_familiar { self.guess(attempt, true).ok() } else { None };
+        if let Some(guess) = &mut guess
+            && self.is_remembered(attempt, guess)
+        {
+            return self.right(attempt, guess);
         }
-        self.guesses.lock().give_back(taken);
-        self.given_back.notify_waiters();
-        self.familiar.add(attempt.user, attempt.from);
-        PasswordVerdict::Right
+        let Some(place) = self.queue.enter(attempt.user, attempt.from, is_familiar) else {
+            return PasswordVerdict::Busy;
+        };
+        let waited = tokio::select! {
+            biased;
+            () = place.cut() => None,
+            waited = self.wait(attempt, is_familiar, guess) => waited,
+        };
+        let Some((mut guess, turn)) = waited else { return PasswordVerdict::Busy };
+        // from here on it does not wait for others
+        drop(place);
+        let is_right = match turn {
+            Some(turn) => self.compare(attempt, turn, &mut guess).await,
+            None => true,
+        };
+        if is_right { self.right(attempt, &mut guess) } else { PasswordVerdict::Wrong }
     }
 
-    /// Joins the waiting checks; `None` if there are too many.
-    fn enter(&self, from: IpAddr, is_familiar: bool) -> Option<QueuePlace<'_>> {
-        let network = (!is_familiar).then(|| network(from));
-        let has_room = self.waiting.lock().enter(network);
-        // created only if there is room, because dropping it gives the place back
-        has_room.then(|| QueuePlace { waiting: &self.waiting, network })
+    /// Waits for a token, and for the turn unless the password is remembered.
+    async fn wait<'a>(
+        &'a self,
+        attempt: &Attempt<'_>,
+        is_familiar: bool,
+        guess: Option<Guess<'a>>,
+    ) -> Option<(Guess<'a>, Option<Turn>)> {
+        let mut guess = match guess {
+            Some(guess) => guess,
+            None => self.token(attempt, is_familiar).await?,
+        };
+        if is_familiar && self.is_remembered(attempt, &mut guess) {
+            return Some((guess, None));
+        }
+        let whose = match is_familiar {
+            true => self.key.hash_one(attempt.user),
+            false => self.key.hash_one(network(attempt.from)),
+        };
+        let turn = self.turns.take(whose, is_familiar).await?;
+        // the same user may have signed in while this check waited
+        let is_remembered = self.is_remembered(attempt, &mut guess);
+        Some((guess, (!is_remembered).then_some(turn)))
+    }
+
+    /// Takes a token for guessing. The error is the time when it is worth asking again.
+    fn guess(&self, attempt: &Attempt<'_>, is_familiar: bool) -> Result<Guess<'_>, Instant> {
+        let taken = self.guesses.lock().take(attempt.user, attempt.from, is_familiar, Instant::now())?;
+        Ok(Guess { passwords: self, taken, is_made: false })
     }
 
     /// Waits for a token for guessing.
-    async fn token(&self, attempt: &Attempt<'_>, is_familiar: bool) -> Option<GuessTaken> {
+    async fn token(&self, attempt: &Attempt<'_>, is_familiar: bool) -> Option<Guess<'_>> {
         let give_up = Instant::now() + PATIENCE;
         loop {
             let given_back = self.given_back.notified();
-            let now = Instant::now();
-            let taken = self.guesses.lock().take(attempt.user, attempt.from, is_familiar, now);
-            match taken {
-                Ok(taken) => return Some(taken),
+            match self.guess(attempt, is_familiar) {
+                Ok(guess) => return Some(guess),
                 Err(again) if again >= give_up => return None,
                 Err(again) => tokio::select! {
                     () = sleep_until(again) => {}
@@ -131,157 +161,69 @@ impl Passwords {
         }
     }
 
-    async fn compare(&self, attempt: &Attempt<'_>, is_familiar: bool) -> bool {
+    /// Whether the password is the one that is remembered of this user. Where one is, this is a guess.
+    fn is_remembered(&self, attempt: &Attempt<'_>, guess: &mut Guess<'_>) -> bool {
+        let Some(hash) = attempt.hash else { return false };
+        let known = self.known.lock().get(attempt.user).copied();
+        guess.is_made |= known.is_some();
+        known == Some(self.fingerprint(hash, attempt.password))
+    }
+
+    fn fingerprint(&self, hash: &str, password: &[u8]) -> u64 {
+        self.key.hash_one((hash, password))
+    }
+
+    async fn compare(&self, attempt: &Attempt<'_>, turn: Turn, guess: &mut Guess<'_>) -> bool {
+        guess.is_made = true;
+        turn.takes_long();
         let configured = attempt.hash.unwrap_or(attempt.decoy);
-        let fingerprint = self.key.hash_one((configured, attempt.password));
-        let is_known = || attempt.hash.is_some() && self.known.lock().get(attempt.user) == Some(&fingerprint);
-        if is_known() {
-            return true;
-        }
-        let Some(_turn) = self.turns.take(is_familiar).await else { return false };
-        // the same user may have signed in while this check waited
-        if is_known() {
-            return true;
-        }
         // also for names that do not exist, otherwise the time taken would reveal them
         let against = self.replaced.get(configured).unwrap_or_else(|| configured.to_owned());
         let (is_user, password) = (attempt.hash.is_some(), attempt.password.to_vec());
+        let (known, user) = (self.known.clone(), Box::from(attempt.user));
+        let fingerprint = self.fingerprint(configured, attempt.password);
         let check = move || {
             let is_right = verify(&against, &password).unwrap_or(false) && is_user;
             let is_weak = is_right && is_from_mosquitto(&against);
-            (is_right, is_weak.then(|| hash::make(&password).ok()).flatten())
+            let made = is_weak.then(|| hash::make(&password).ok()).flatten();
+            if is_right {
+                // also for a client that has gone away meanwhile: it will be back
+                known.lock().insert(user, fingerprint);
+            }
+            // those of the same user who have the turn next find that
+            drop(turn);
+            (is_right, made)
         };
         let (is_right, made) = tokio::task::spawn_blocking(check).await.unwrap_or_default();
         if let Some(made) = made {
             self.replaced.set(configured, &made);
         }
-        if is_right {
-            self.known.lock().insert(attempt.user.into(), fingerprint);
-        }
         is_right
     }
-}
 
-/// The numbers of waiting checks.
-#[derive(Debug, Default)]
-struct PasswordQueue {
-    familiar: usize,
-    strange: usize,
-    of_network: HashMap<IpAddr, usize>,
-}
-
-impl PasswordQueue {
-    /// `None` stands for a user at a familiar address.
-    fn enter(&mut self, network: Option<IpAddr>) -> bool {
-        let Some(network) = network else {
-            let has_room = self.familiar < MAX_FAMILIAR;
-            self.familiar += usize::from(has_room);
-            return has_room;
-        };
-        let of_network = self.of_network.get(&network).copied().unwrap_or(0);
-        let has_room = self.strange < MAX_WAITING && of_network < MAX_OF_NETWORK;
-        if has_room {
-            self.strange += 1;
-            *self.of_network.entry(network).or_default() += 1;
-        }
-        has_room
-    }
-
-    fn leave(&mut self, network: Option<IpAddr>) {
-        let Some(network) = network else {
-            self.familiar -= 1;
-            return;
-        };
-        self.strange -= 1;
-        if let Some(count) = self.of_network.get_mut(&network) {
-            *count -= 1;
-            if *count == 0 {
-                self.of_network.remove(&network);
-            }
-        }
+    fn right(&self, attempt: &Attempt<'_>, guess: &mut Guess<'_>) -> PasswordVerdict {
+        guess.is_made = false;
+        self.familiar.add(attempt.user, attempt.from);
+        PasswordVerdict::Right
     }
 }
 
-/// A place among the waiting checks, given back when dropped.
-struct QueuePlace<'a> {
-    waiting: &'a Mutex<PasswordQueue>,
-    network: Option<IpAddr>,
+/// An attempt that has a token. When it is dropped, it counts as a failure if a guess was made that was not right.
+struct Guess<'a> {
+    passwords: &'a Passwords,
+    taken: GuessTaken,
+    is_made: bool,
 }
 
-impl Drop for QueuePlace<'_> {
+impl Drop for Guess<'_> {
     fn drop(&mut self) {
-        self.waiting.lock().leave(self.network);
-    }
-}
-
-/// Serves one check at a time, with users at familiar addresses first.
-#[derive(Debug, Default)]
-struct Turns {
-    state: Mutex<Queues>,
-}
-
-#[derive(Debug, Default)]
-struct Queues {
-    is_taken: bool,
-    familiar: VecDeque<oneshot::Sender<()>>,
-    strange: VecDeque<oneshot::Sender<()>>,
-}
-
-/// The turn of one check. Dropping it passes the turn on.
-struct Turn<'a>(&'a Turns);
-
-impl Turns {
-    async fn take(&self, is_familiar: bool) -> Option<Turn<'_>> {
-        let called = {
-            let mut state = self.state.lock();
-            if !state.is_taken {
-                state.is_taken = true;
-                return Some(Turn(self));
-            }
-            let (call, called) = oneshot::channel();
-            if is_familiar {
-                state.familiar.push_back(call)
-            } else {
-                state.strange.push_back(call)
-            }
-            called
-        };
-        let mut called = Called { turns: self, called };
-        (&mut called.called).await.ok()?;
-        Some(Turn(self))
-    }
-
-    /// Passes the turn to the next check.
-    fn pass_on(&self) {
-        let mut state = self.state.lock();
-        while let Some(next) = state.familiar.pop_front().or_else(|| state.strange.pop_front()) {
-            if next.send(()).is_ok() {
-                return;
-            }
-            // the check was given up while it waited
+        let (mut guesses, now) = (self.passwords.guesses.lock(), Instant::now());
+        if self.is_made {
+            guesses.failed(self.taken, now);
+        } else if guesses.give_back(self.taken, now) {
+            drop(guesses);
+            self.passwords.given_back.notify_waiters();
         }
-        state.is_taken = false;
-    }
-}
-
-/// A check that waits for its turn. If it is called and dropped before it notices, the turn goes to the next one.
-struct Called<'a> {
-    turns: &'a Turns,
-    called: oneshot::Receiver<()>,
-}
-
-impl Drop for Called<'_> {
-    fn drop(&mut self) {
-        self.called.close();
-        if self.called.try_recv().is_ok() {
-            self.turns.pass_on();
-        }
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        self.0.pass_on();
     }
 }
 
@@ -314,6 +256,7 @@ mod tests {
     use argon2::PasswordHasher;
     use argon2::password_hash::SaltString;
 
+    use super::super::queue::MOST;
     use super::*;
 
     fn hash(password: &str) -> String {
@@ -360,7 +303,7 @@ mod tests {
     async fn what_one_network_waits_for_leaves_room_for_others() {
         let passwords = std::sync::Arc::new(Passwords::default());
         let hash = hash("secret");
-        let guessing: Vec<_> = (0..2 * MAX_OF_NETWORK)
+        let guessing: Vec<_> = (0..2 * MOST)
             .map(|number| {
                 let (passwords, hash) = (passwords.clone(), hash.clone());
                 let user = format!("user {number}");
@@ -373,20 +316,44 @@ mod tests {
         for guess in guessing {
             busy += usize::from(guess.await.unwrap() == PasswordVerdict::Busy);
         }
-        assert!(busy >= MAX_OF_NETWORK, "{busy}");
-        assert_eq!(passwords.waiting.lock().strange, 0);
+        assert!(busy >= MOST, "{busy}");
+        assert!(passwords.queue.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_goes_away_has_lost_a_guess_only_if_one_was_made() {
+        let passwords = Passwords::default();
+        let hash = hash("secret");
+        let turn = passwords.turns.take(0, false).await.unwrap();
+        let guess = attempt("u", &hash, "guess", STRANGER);
+        for _ in 0..100 {
+            let mut waiting = Box::pin(passwords.check(&guess));
+            assert!(futures_util::poll!(&mut waiting).is_pending());
+        }
+        drop(turn);
+        assert_eq!(passwords.check(&attempt("u", &hash, "secret", STRANGER)).await, PasswordVerdict::Right);
+        // the password is remembered now, so it has been compared with that before the turn
+        let turn = passwords.turns.take(0, false).await.unwrap();
+        for _ in 0..10 {
+            let mut waiting = Box::pin(passwords.check(&guess));
+            assert!(futures_util::poll!(&mut waiting).is_pending());
+        }
+        let begin = Instant::now();
+        assert_eq!(passwords.check(&attempt("u", &hash, "secret", STRANGER)).await, PasswordVerdict::Right);
+        assert!(begin.elapsed() > Duration::ZERO, "guesses are made and given up as fast as anybody likes");
+        drop(turn);
+        assert!(passwords.queue.is_empty());
     }
 
     #[tokio::test]
-    async fn a_turn_is_never_lost() {
-        let turns = Turns::default();
-        let first = turns.take(false).await.unwrap();
-        let mut second = Box::pin(turns.take(false));
-        let mut third = Box::pin(turns.take(true));
-        assert!(futures_util::poll!(&mut second).is_pending() && futures_util::poll!(&mut third).is_pending());
-        drop(first);
-        // the check of the familiar user is called first and is dropped before it has noticed
-        drop(third);
-        assert!(second.await.is_some());
+    async fn a_check_that_nobody_waits_for_any_more_keeps_its_turn_until_it_is_done() {
+        let passwords = Passwords::default();
+        let slow = "$argon2id$v=19$m=65536,t=4,p=1$cGlnYXRld2F5LW5vYm9keQ$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+        let guess = attempt("u", slow, "guess", STRANGER);
+        let mut check = Box::pin(passwords.check(&guess));
+        assert!(futures_util::poll!(&mut check).is_pending());
+        drop(check);
+        assert!(passwords.turns.is_taken(), "it still has its memory");
+        assert!(passwords.turns.take(0, true).await.is_some());
     }
 }

@@ -2,12 +2,14 @@
 
 use tracing::warn;
 
+use crate::access::queue;
 use crate::access::waiting::MOST;
 use crate::net::descriptors;
 
 /// How many more sockets than places there may be, because some wait for their CONNECT or for a password check, and some are
 /// being closed.
 pub(super) const UNSEATED: usize = 4 * MOST;
+const _: () = assert!(MOST + queue::MOST < UNSEATED, "those who wait leave sockets for newcomers");
 
 /// The number of clients that may be connected, if this many are configured: each needs a descriptor, and so do sockets
 /// without a place. Of few descriptors, half are for clients that have a place.
