@@ -1,7 +1,7 @@
 //! Guessing passwords is slow, reveals nothing, and does not keep others from signing in.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
@@ -137,4 +137,38 @@ fn strangers_who_guess_names_from_five_addresses_do_not_keep_others_out() {
     ada_at_home(&gateway);
     floods.iter_mut().for_each(|flood| _ = flood.answers());
     assert!(floods.iter().all(|flood| flood.0.len() > MANY / 8), "the guesses still wait");
+}
+
+#[test]
+fn the_place_of_a_client_that_has_gone_ends() {
+    let gateway = Setup::default().config(&user("ada", "")).start();
+    ada_at_home(&gateway);
+    let sockets = || std::fs::read_dir(format!("/proc/{}/fd", gateway.pid())).unwrap().count();
+    let before = sockets();
+    let flood = Flood::start(&gateway, "nobody", 2, 100);
+    crate::support::wait_until("the guesses to wait", || sockets() > before + 60);
+    drop(flood);
+    // those who wait for a token would have waited for a minute
+    crate::support::wait_until("their sockets to be closed", || sockets() < before + 10);
+}
+
+#[test]
+fn whoever_closes_early_is_answered_or_heard() {
+    let rules = "publish = [\"#\"]\nsubscribe = [\"#\"]";
+    let users: String = ["ada", "bob", "reader"].iter().map(|name| user(name, rules)).collect();
+    let gateway = Setup::default().config(&users).start();
+    let mut reader = Connect::new("reader").login("reader", PASSWORD).open(gateway.port);
+    reader.subscribe("t", 0);
+    // ada's node says what it has to say and is gone before its password has been checked
+    let connect = Connect::new("early").login("ada", PASSWORD).encode();
+    let packets = [&connect[..], &[0x30, 4, 0, 1, b't', b'x'], &[0xe0, 0]].concat();
+    from(2, gateway.port).write_all(&packets).unwrap();
+    assert_eq!(reader.receive().payload, b"x");
+    // bob's script closes its sending side and waits for the answer
+    let mut stream = from(2, gateway.port);
+    stream.write_all(&Connect::new("script").login("bob", PASSWORD).encode()).unwrap();
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut connack = [0; 4];
+    stream.read_exact(&mut connack).unwrap();
+    assert_eq!(connack, [0x20, 2, 0, 0]);
 }

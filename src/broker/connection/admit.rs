@@ -39,40 +39,46 @@ pub(crate) struct Admitted {
     pub(crate) place: Place,
 }
 
-/// Checks credentials, client id and limits.
-pub(crate) async fn admit(core: &Arc<Core>, connect: Connect, peer: &Peer) -> Result<Admitted, Reason> {
+/// Checks credentials, client id and limits. Without a reason the error is that the client has `gone` before.
+pub(super) async fn admit(
+    core: &Arc<Core>,
+    connect: Connect,
+    peer: &Peer,
+    gone: impl Future<Output = ()>,
+) -> Result<Admitted, Option<Reason>> {
     let settings = core.settings.load_full();
     if core.cancel.is_cancelled() {
-        return Err(Reason::SERVER_SHUTTING_DOWN);
+        return Err(Some(Reason::SERVER_SHUTTING_DOWN));
     }
     if connect.extended_authentication {
-        return Err(Reason::BAD_AUTHENTICATION_METHOD);
+        return Err(Some(Reason::BAD_AUTHENTICATION_METHOD));
     }
     if connect.client_id.len() > LONGEST_ID {
         let why = format!("its client id is longer than {LONGEST_ID} bytes");
         let credentials = credentials(&connect, peer);
         let client_id = beginning(credentials.client_id, SHOWN);
         core.access.refused(&Credentials { client_id, ..credentials }, &why);
-        return Err(Reason::CLIENT_ID_NOT_VALID);
+        return Err(Some(Reason::CLIENT_ID_NOT_VALID));
     }
     let is_v5 = connect.version.is_v5();
     let assigned = connect.client_id.is_empty();
     // [MQTT-3.1.3-8] of 3.1.1; version 3.1 does not allow an empty client id
     if assigned && !is_v5 && (!connect.clean || connect.version == super::Version::V31) {
-        return Err(Reason::CLIENT_ID_NOT_VALID);
+        return Err(Some(Reason::CLIENT_ID_NOT_VALID));
     }
     let client_id = if assigned { assigned_id() } else { connect.client_id.clone() };
-    let who = core.access.authenticate(&credentials(&connect, peer)).await.map_err(|refusal| match refusal {
-        Refusal::NotAuthorized => Reason::NOT_AUTHORIZED,
-        Refusal::BadCredentials => Reason::BAD_USER_NAME_OR_PASSWORD,
-        Refusal::Busy => Reason::SERVER_BUSY,
-    })?;
-    let Authenticated { user, password_hash } = who;
+    let shown = credentials(&connect, peer);
+    let Authenticated { user, password_hash } = tokio::select! {
+        biased;
+        who = core.access.authenticate(&shown) => who.map_err(reason)?,
+        // whoever has gone gives up its place among those who wait for a password check
+        () = gone => return Err(None),
+    };
     let identity = Identity { user, client_id, listener: peer.listener.clone() };
     if !assigned && !may_have_id(core, &identity) {
         let why = "its client id is not one that client_ids of its user allow";
         core.access.refused(&credentials(&connect, peer), why);
-        return Err(Reason::CLIENT_ID_NOT_VALID);
+        return Err(Some(Reason::CLIENT_ID_NOT_VALID));
     }
     if core.registry.has_another_user(&identity) {
         core.access.foreign_client_id(&identity, peer.address);
@@ -97,6 +103,14 @@ pub(crate) async fn admit(core: &Arc<Core>, connect: Connect, peer: &Peer) -> Re
     };
     let expiry = wanted.min(bound);
     Ok(Admitted { expiry, connect, identity, permissions, password_hash, assigned, keep_alive, place })
+}
+
+fn reason(refusal: Refusal) -> Reason {
+    match refusal {
+        Refusal::NotAuthorized => Reason::NOT_AUTHORIZED,
+        Refusal::BadCredentials => Reason::BAD_USER_NAME_OR_PASSWORD,
+        Refusal::Busy => Reason::SERVER_BUSY,
+    }
 }
 
 /// Takes a place for this client, if one is free or somebody has to give way.

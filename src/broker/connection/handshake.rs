@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::AsyncRead;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::super::core::Core;
@@ -17,6 +17,8 @@ use crate::mqtt::{Connect, Error, PacketType, Reason, Version, frame};
 
 /// The time within which a client must send its CONNECT.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A client that has closed its sending side may still wait for an answer. This is how long it can.
+const HALF_CLOSED: Duration = Duration::from_secs(2);
 /// The memory in bytes for a client that has not signed in yet.
 const MAX_CONNECT: usize = 64 << 10;
 
@@ -72,6 +74,24 @@ pub(crate) async fn read_connect(
             Err(if matches!(error, Error::Level(_)) { vec![0x20, 2, 0, 1] } else { Vec::new() })
         }
     }
+}
+
+/// Completes when the client has gone while it waits to be let in. What it sends meanwhile is kept in `input`. A client that
+/// has sent more than its CONNECT may be gone on purpose: that counts once it is let in, so this never completes then.
+pub(super) async fn gone(core: &Core, reader: &mut (impl AsyncRead + Unpin), input: &mut BytesMut) {
+    while input.len() < SMALLEST_READ {
+        match read(reader, input, SMALLEST_READ).await {
+            Ok(count) if count > 0 => core.stats.bytes_received.add(count as u64),
+            ended if input.is_empty() => {
+                if ended.is_ok() {
+                    sleep(HALF_CLOSED).await;
+                }
+                return;
+            }
+            _ => break,
+        }
+    }
+    std::future::pending().await
 }
 
 /// Logs that a CONNECT is too large, and returns the answer to it.

@@ -218,16 +218,20 @@ where
     let version = connect.version;
     // what is needed only at the beginning or at the end has memory of its own, because this future stays as large as its
     // largest part for as long as the client is connected
-    let (claim, number, mut connection) = match Box::pin(begin(&core, connect, (&peer, arrived), known)).await {
-        Ok(opened) => opened,
-        Err(reason) => {
-            let mut answer = BytesMut::new();
-            write::connack(&mut answer, version, false, reason, &write::ConnAckProperties::default());
-            core.stats.refused.add(1);
-            part(&core.waiting, reader, writer, answer, false).await;
-            return;
-        }
-    };
+    let (claim, number, mut connection) =
+        match Box::pin(begin(&core, connect, (&peer, arrived), handshake::gone(&core, &mut reader, &mut input), known))
+            .await
+        {
+            Ok(opened) => opened,
+            Err(None) => return,
+            Err(Some(reason)) => {
+                let mut answer = BytesMut::new();
+                write::connack(&mut answer, version, false, reason, &write::ConnAckProperties::default());
+                core.stats.refused.add(1);
+                part(&core.waiting, reader, writer, answer, false).await;
+                return;
+            }
+        };
     debug!(client_id = &*connection.identity.client_id, version = version.as_str(), from = %peer.address, "connected");
 
     let end = if connection.out.len() > connection.max_packet {
@@ -265,18 +269,19 @@ where
     }
 }
 
-/// Admits the client and opens its connection.
+/// Admits the client and opens its connection. Without a reason the error is that the client has `gone` before.
 async fn begin(
     core: &Arc<Core>,
     connect: mqtt::Connect,
     (peer, arrived): (&Peer, Instant),
+    gone: impl Future<Output = ()>,
     known: impl FnOnce(&str),
-) -> Result<OpenedConnection, Reason> {
-    let admitted = admit::admit(core, connect, peer).await?;
+) -> Result<OpenedConnection, Option<Reason>> {
+    let admitted = admit::admit(core, connect, peer, gone).await?;
     if let Some(user) = &admitted.identity.user {
         known(user);
     }
-    open(core, admitted, (peer, arrived)).await
+    Ok(open(core, admitted, (peer, arrived)).await?)
 }
 
 /// Runs a future so that a panic ends only this future.
