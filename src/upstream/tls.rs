@@ -4,6 +4,7 @@
 use std::io;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature_with_raw_key};
 use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
@@ -60,18 +61,40 @@ fn roots(files: &UpstreamTls) -> Result<RootCertStore, String> {
 
 /// The meaning of a failure of the network or of TLS.
 pub(super) fn broken_io(error: &io::Error) -> Broken {
-    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof};
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, PermissionDenied, TimedOut, UnexpectedEof};
     if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-        return Broken::Failed(in_words(error));
+        return broken(error);
     }
     match error.kind() {
         BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof => Broken::Closed,
         TimedOut => Broken::Silent,
+        // by a firewall, or by the service's own limits
+        PermissionDenied => Broken::Lasting(format!("this machine does not allow the connection: {error}")),
         _ => Broken::Failed(error.to_string()),
     }
 }
 
-/// The problem in words, with what to do about it.
+/// The meaning of a failure of TLS. What certificates and settings are the reason for does not go away by itself.
+fn broken(error: &rustls::Error) -> Broken {
+    use AlertDescription::{
+        BadRecordMac, CloseNotify, DecodeError, DecryptError, InternalError, RecordOverflow, UserCanceled,
+    };
+    use CertificateError::{NotValidYet, NotValidYetContext};
+    use rustls::Error::{AlertReceived, InvalidCertificate, InvalidMessage, NoApplicationProtocol, PeerIncompatible};
+    let words = in_words(error);
+    match error {
+        InvalidCertificate(NotValidYet | NotValidYetContext { .. }) => Broken::NotYetValid(words),
+        AlertReceived(
+            BadRecordMac | CloseNotify | DecodeError | DecryptError | InternalError | RecordOverflow | UserCanceled,
+        ) => Broken::Failed(words),
+        AlertReceived(_) | InvalidCertificate(_) | InvalidMessage(_) | NoApplicationProtocol | PeerIncompatible(_) => {
+            Broken::Lasting(words)
+        }
+        _ => Broken::Failed(words),
+    }
+}
+
+/// The problem in words, with what to do about it. It stays the same while its cause does, so it has no present time.
 pub(crate) fn in_words(error: &rustls::Error) -> String {
     use rustls::Error::{AlertReceived, InvalidCertificate, InvalidMessage, NoApplicationProtocol};
     let advice = match error {
@@ -87,12 +110,12 @@ pub(crate) fn in_words(error: &rustls::Error) -> String {
             "its certificate is for another host name: use a name in addresses that the certificate has, or set \
              tls.server_name to it"
         }
-        InvalidCertificate(
-            CertificateError::Expired
-            | CertificateError::ExpiredContext { .. }
-            | CertificateError::NotValidYet
-            | CertificateError::NotValidYetContext { .. },
-        ) => "its certificate is not valid today: is it renewed, and is this machine's clock right?",
+        InvalidCertificate(CertificateError::ExpiredContext { not_after, .. }) => {
+            return format!("its certificate is not valid since {}: {RENEWED}", time(*not_after));
+        }
+        InvalidCertificate(CertificateError::NotValidYetContext { not_before, .. }) => {
+            return format!("its certificate is not valid before {}: {RENEWED}", time(*not_before));
+        }
         InvalidCertificate(CertificateError::ApplicationVerificationFailure) => {
             "its certificate is not the one of tls.fingerprint: has it been renewed, or is somebody in between?"
         }
@@ -112,6 +135,13 @@ pub(crate) fn in_words(error: &rustls::Error) -> String {
         _ => return format!("TLS: {error}{}", self_made(&error.to_string())),
     };
     format!("{advice} ({error})")
+}
+
+const RENEWED: &str = "is it renewed, and is this machine's clock right?";
+
+fn time(at: UnixTime) -> String {
+    let second = i64::try_from(at.as_secs()).ok().and_then(|second| Timestamp::from_second(second).ok());
+    second.map_or_else(|| at.as_secs().to_string(), |time| time.to_string())
 }
 
 /// Advice about certificates that were made by hand, to be appended to the error.

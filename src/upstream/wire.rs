@@ -241,6 +241,27 @@ pub enum Broken {
     /// The network, TLS or the protocol failed.
     #[error("{0}")]
     Failed(String),
+    /// What only a person can change, here or at the upstream, such as a certificate that is not trusted.
+    #[error("{0}")]
+    Lasting(String),
+    /// Its certificate is not valid yet, or this machine's clock is behind.
+    #[error("{0}")]
+    NotYetValid(String),
+    /// It closed the connection before MQTT began, perhaps because its port is for something else.
+    #[error("{0}")]
+    Abrupt(String),
+}
+
+impl Broken {
+    /// Puts the name of the one that failed before the reason.
+    pub(crate) fn of(self, whom: impl std::fmt::Display) -> Broken {
+        let named = |why: String| format!("{whom}: {why}");
+        match self {
+            Broken::Lasting(why) => Broken::Lasting(named(why)),
+            Broken::Abrupt(why) => Broken::Abrupt(named(why)),
+            other => Broken::Failed(named(other.to_string())),
+        }
+    }
 }
 
 /// Writes `NotAuthorized` as "not authorized".

@@ -271,7 +271,7 @@ fn what_waited_for_too_long_does_not_go_up() {
 }
 
 /// A listener of another gateway with a typical certificate that was made by hand.
-fn secured(dir: &std::path::Path, change: impl FnOnce(&mut rcgen::CertificateParams)) -> (Gateway, u16) {
+pub fn secured(dir: &std::path::Path, change: impl FnOnce(&mut rcgen::CertificateParams)) -> (Gateway, u16) {
     let key = rcgen::KeyPair::generate().unwrap();
     let mut params = rcgen::CertificateParams::new(vec!["127.0.0.1".into()]).unwrap();
     params.distinguished_name.push(rcgen::DnType::CommonName, "127.0.0.1");

@@ -10,6 +10,7 @@ mod evidence_of_silence;
 mod exactly_once;
 mod faults;
 mod large;
+mod lasting;
 mod line;
 mod orphans;
 mod outage;

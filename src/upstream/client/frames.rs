@@ -43,7 +43,7 @@ pub(super) async fn upgrade(
     request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("mqtt"));
     let (request, key) = generate_request(request).map_err(failed)?;
     let lost = |error: io::Error| match tls::broken_io(&error) {
-        Broken::Closed => Broken::Failed("it closed the connection when asked for WebSocket".into()),
+        Broken::Closed => Broken::Abrupt("it closed the connection when asked for WebSocket".into()),
         broken => broken,
     };
     stream.write_all(&request).await.map_err(lost)?;
@@ -75,10 +75,14 @@ pub(super) async fn upgrade(
 fn judge(response: &Response, accept_key: &str, path: &str) -> Result<(), Broken> {
     let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let has = |name, token: &str| header(name).split(',').any(|part| part.trim().eq_ignore_ascii_case(token));
+    let status = response.status();
+    if status != StatusCode::SWITCHING_PROTOCOLS {
+        let problem = format!("it does not speak WebSocket at {path}: HTTP status {status}");
+        // request timeout, too early, too many requests, and what is wrong with the server
+        let is_passing = matches!(status.as_u16(), 408 | 425 | 429 | 500..);
+        return Err(if is_passing { Broken::Failed(problem) } else { Broken::Lasting(problem) });
+    }
     let problem = match () {
-        () if response.status() != StatusCode::SWITCHING_PROTOCOLS => {
-            format!("it does not speak WebSocket at {path}: HTTP status {}", response.status())
-        }
         () if !(has(UPGRADE, "websocket") && has(CONNECTION, "upgrade")) => {
             format!("it does not speak WebSocket at {path}: it changes to another protocol")
         }
@@ -90,7 +94,7 @@ fn judge(response: &Response, accept_key: &str, path: &str) -> Result<(), Broken
         }
         () => return Ok(()),
     };
-    Err(Broken::Failed(problem))
+    Err(Broken::Lasting(problem))
 }
 
 pub(super) struct ClientFrames {

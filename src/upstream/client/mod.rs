@@ -119,8 +119,8 @@ impl UpstreamClient for RemoteClient {
                     return Ok(link);
                 }
                 // one of the addresses of a name may lead nowhere, or to a broken upstream
-                Err((broken @ (Broken::Silent | Broken::Closed | Broken::Failed(_) | Broken::Garbled), Some(peer)))
-                    if !silent.contains(&peer) && silent.len() < MOST_SILENT =>
+                Err((broken, Some(peer)))
+                    if is_of_peer(&broken) && !silent.contains(&peer) && silent.len() < MOST_SILENT =>
                 {
                     if broken == Broken::Silent {
                         // the upstream may have received the CONNECT, and may belong to the same cluster as the next one
@@ -172,6 +172,11 @@ impl UpstreamClient for RemoteClient {
     }
 }
 
+/// Whether another address of the same name may work although this one does not.
+fn is_of_peer(broken: &Broken) -> bool {
+    matches!(broken, Broken::Silent | Broken::Closed | Broken::Failed(_) | Broken::Lasting(_) | Broken::Garbled)
+}
+
 /// Makes one attempt. The error also has the address that was tried.
 async fn attempt(
     (settings, max_packet_size): (&UpstreamSettings, usize),
@@ -197,7 +202,7 @@ async fn attempt(
     let patience = end.saturating_duration_since(Instant::now()).max(settings.connect_timeout / 4);
     let link = timeout(patience, connection.open(settings, offer.will, password)).await;
     // a server that is killed closes its connections, so this is no answer
-    if matches!(link, Ok(Err(Broken::Failed(_) | Broken::Closed))) && !connection.was_heard() {
+    if matches!(link, Ok(Err(Broken::Failed(_) | Broken::Lasting(_) | Broken::Closed))) && !connection.was_heard() {
         mark.is_unanswered();
     }
     let link = link.map_err(|_| (Broken::Silent, peer))?.map_err(|broken| (broken, peer))?;
@@ -249,7 +254,7 @@ async fn open(
         }
         Some(proxy) => {
             let tcp = dial::dial(&proxy.host, proxy.port, has_small_segments, &[]).await;
-            (tcp.map_err(|error| Broken::Failed(format!("proxy {proxy}: {error}")))?, None)
+            (tcp.map_err(|error| tls::broken_io(&error).of(format_args!("proxy {proxy}")))?, None)
         }
     };
     // data that belongs together is written together already
@@ -259,7 +264,7 @@ async fn open(
             ProxyScheme::Http => proxy::http(&mut tcp, proxy, &address.authority()).await,
             ProxyScheme::Socks5 => proxy::socks5(&mut tcp, proxy, &address.host, address.port).await,
         };
-        through.map_err(|why| Broken::Failed(format!("proxy {proxy}: {why}")))?;
+        through.map_err(|why| why.of(format_args!("proxy {proxy}")))?;
     }
     let stream: Box<dyn UpstreamStream> = match secure {
         Some(secure) => Box::new(secure.connect(tcp).await?),
@@ -286,13 +291,13 @@ impl Secure {
         let plain = if is_web_socket { "ws" } else { "mqtt" };
         match ServerName::try_from(name.clone()) {
             Ok(name) => Ok(Secure { connector: TlsConnector::from(config), name, plain }),
-            Err(_) => Err(Broken::Failed(format!("{name} is no name for TLS"))),
+            Err(_) => Err(Broken::Lasting(format!("{name} is no name for TLS"))),
         }
     }
 
     async fn connect(self, tcp: TcpStream) -> Result<tokio_rustls::client::TlsStream<TcpStream>, Broken> {
         self.connector.connect(self.name, tcp).await.map_err(|error| match tls::broken_io(&error) {
-            Broken::Closed => Broken::Failed(format!(
+            Broken::Closed => Broken::Abrupt(format!(
                 "it closed the connection before TLS was agreed on; if this port is not for TLS, its address begins with \
                  {}://",
                 self.plain

@@ -6,6 +6,7 @@ use base64ct::{Base64, Encoding};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::upstream::settings::Proxy;
+use crate::upstream::wire::Broken;
 
 /// The most bytes of a proxy's answer that are read.
 const MOST: usize = 8 << 10;
@@ -15,22 +16,23 @@ pub async fn http(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     proxy: &Proxy,
     authority: &str,
-) -> Result<(), String> {
+) -> Result<(), Broken> {
     let mut request = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n");
     if let Some((user, password)) = &proxy.login {
         let login = Base64::encode_string(format!("{user}:{}", password.expose()).as_bytes());
         request += &format!("Proxy-Authorization: Basic {login}\r\n");
     }
     request += "\r\n";
-    stream.write_all(request.as_bytes()).await.map_err(|error| error.to_string())?;
+    stream.write_all(request.as_bytes()).await.map_err(|error| Broken::Failed(error.to_string()))?;
     let mut answer = Vec::new();
     let mut begin = 0;
     loop {
         if answer.len() >= MOST {
-            return Err("its answer has no end".into());
+            return Err(Broken::Lasting("its answer has no end".into()));
         }
         // the bytes after the answer belong to the upstream
-        answer.push(stream.read_u8().await.map_err(|_| "it closed the connection; is it an HTTP proxy?")?);
+        let closed = |_| Broken::Abrupt("it closed the connection; is it an HTTP proxy?".into());
+        answer.push(stream.read_u8().await.map_err(closed)?);
         // a single LF ends a line too [RFC 9112 section 2.2]
         if !(answer.ends_with(b"\n\r\n") || answer.ends_with(b"\n\n")) {
             continue;
@@ -43,11 +45,15 @@ pub async fn http(
     }
     match status(&answer[begin..]) {
         Some(status) if status.starts_with('2') => Ok(()),
-        Some("407") => {
-            Err("it wants a user name and password (407): proxy = \"http://USER:PASSWORD@HOST:PORT\"".into())
+        Some("407") => Err(Broken::Lasting(
+            "it wants a user name and password (407): proxy = \"http://USER:PASSWORD@HOST:PORT\"".into(),
+        )),
+        Some(status) => {
+            let why = format!("it does not connect to {authority}: HTTP status {status}");
+            // of the others some tell that the upstream cannot be reached, which is no fault of the proxy
+            Err(if status == "403" { Broken::Lasting(why) } else { Broken::Failed(why) })
         }
-        Some(status) => Err(format!("it does not connect to {authority}: HTTP status {status}")),
-        None => Err("what it says is not HTTP".into()),
+        None => Err(Broken::Lasting("what it says is not HTTP".into())),
     }
 }
 
@@ -64,11 +70,12 @@ pub async fn socks5(
     proxy: &Proxy,
     host: &str,
     port: u16,
-) -> Result<(), String> {
+) -> Result<(), Broken> {
     const VERSION: u8 = 5;
     const NONE: u8 = 0;
     const PASSWORD: u8 = 2;
-    let failed = |_| "it closed the connection; is it a SOCKS5 proxy?".to_owned();
+    let failed = |_| Broken::Abrupt("it closed the connection; is it a SOCKS5 proxy?".into());
+    let lasting = |why: &str| Err(Broken::Lasting(why.into()));
     let methods: &[u8] = if proxy.login.is_some() { &[VERSION, 2, NONE, PASSWORD] } else { &[VERSION, 1, NONE] };
     stream.write_all(methods).await.map_err(failed)?;
     let mut chosen = [0; 2];
@@ -84,14 +91,14 @@ pub async fn socks5(
             stream.write_all(&login).await.map_err(failed)?;
             stream.read_exact(&mut chosen).await.map_err(failed)?;
             if chosen[1] != 0 {
-                return Err("it does not accept the user name and password".into());
+                return lasting("it does not accept the user name and password");
             }
         }
         ([VERSION, _], None) => {
-            return Err("it wants a user name and password: proxy = \"socks5://USER:PASSWORD@HOST:PORT\"".into());
+            return lasting("it wants a user name and password: proxy = \"socks5://USER:PASSWORD@HOST:PORT\"");
         }
-        ([VERSION, _], Some(_)) => return Err("it does not take a user name and password".into()),
-        _ => return Err("what it says is not SOCKS5".into()),
+        ([VERSION, _], Some(_)) => return lasting("it does not take a user name and password"),
+        _ => return lasting("what it says is not SOCKS5"),
     }
     let mut request = vec![VERSION, 1, 0];
     match host.parse() {
@@ -104,7 +111,7 @@ pub async fn socks5(
             request.extend(address.octets());
         }
         Err(_) => {
-            let length = u8::try_from(host.len()).map_err(|_| "the host name is too long".to_owned())?;
+            let length = u8::try_from(host.len()).map_err(|_| Broken::Lasting("the host name is too long".into()))?;
             request.extend([3, length]);
             request.extend_from_slice(host.as_bytes());
         }
@@ -126,13 +133,14 @@ pub async fn socks5(
         _ => "an unknown failure",
     };
     if !why.is_empty() {
-        return Err(format!("it does not connect to {host}:{port}: {why}"));
+        let why = format!("it does not connect to {host}:{port}: {why}");
+        return Err(if matches!(answer[1], 2 | 7 | 8) { Broken::Lasting(why) } else { Broken::Failed(why) });
     }
     let bound = match answer[3] {
         1 => 4,
         4 => 16,
         3 => usize::from(stream.read_u8().await.map_err(failed)?),
-        _ => return Err("what it says is not SOCKS5".into()),
+        _ => return lasting("what it says is not SOCKS5"),
     };
     let mut rest = vec![0; bound + 2];
     stream.read_exact(&mut rest).await.map_err(failed)?;
@@ -146,7 +154,7 @@ mod tests {
     use super::*;
 
     /// What a proxy with these answers is asked, and the result.
-    async fn ask(proxy: &str, host: &str, answers: &[(usize, &[u8])]) -> (Vec<u8>, Result<(), String>) {
+    async fn ask(proxy: &str, host: &str, answers: &[(usize, &[u8])]) -> (Vec<u8>, Result<(), Broken>) {
         let (mut ours, mut theirs) = duplex(4096);
         let proxy = Proxy::parse(proxy).unwrap();
         let answering = async {
@@ -184,16 +192,18 @@ mod tests {
         }
         // nothing of an answer may look like a line of the log
         let forged = (request.len(), &b"HTTP/1.1 5\x1b[2J03 x\r\n\r\n"[..]);
-        assert!(ask("http://p", "h", &[forged]).await.1.unwrap_err().contains("not HTTP"));
+        assert!(ask("http://p", "h", &[forged]).await.1.unwrap_err().to_string().contains("not HTTP"));
         let with_login = b"CONNECT h:8883 HTTP/1.1\r\nHost: h:8883\r\nProxy-Authorization: Basic bWU6cHc=\r\n\r\n";
         let answer = (with_login.len(), &b"HTTP/1.0 407 Proxy Authentication Required\r\n\r\n"[..]);
         let (asked, result) = ask("http://me:pw@p", "h", &[answer]).await;
         assert_eq!(asked, with_login);
-        assert!(result.unwrap_err().contains("407"));
+        assert!(matches!(result, Err(Broken::Lasting(why)) if why.contains("407")));
         let refused = (request.len(), &b"HTTP/1.1 403 Forbidden\r\n\r\n"[..]);
-        assert!(ask("http://p", "h", &[refused]).await.1.unwrap_err().contains("403"));
+        assert!(matches!(ask("http://p", "h", &[refused]).await.1, Err(Broken::Lasting(why)) if why.contains("403")));
+        let gone = (request.len(), &b"HTTP/1.1 503 Service Unavailable\r\n\r\n"[..]);
+        assert!(matches!(ask("http://p", "h", &[gone]).await.1, Err(Broken::Failed(why)) if why.contains("503")));
         let other = (request.len(), &b"SSH-2.0-x\r\n\r\n"[..]);
-        assert!(ask("http://p", "h", &[other]).await.1.unwrap_err().contains("not HTTP"));
+        assert!(ask("http://p", "h", &[other]).await.1.unwrap_err().to_string().contains("not HTTP"));
     }
 
     #[tokio::test]
@@ -205,14 +215,19 @@ mod tests {
         let (asked, result) = ask("socks5://me:pw@p", "192.0.2.7", &[(4, &[5, 2]), (7, &[1, 0]), (10, done)]).await;
         assert_eq!(result, Ok(()));
         assert_eq!(asked, b"\x05\x02\x00\x02\x01\x02me\x02pw\x05\x01\x00\x01\xc0\x00\x02\x07\x22\xb3");
-        for (answers, expected) in [
-            (vec![(3, &[5, 0xff][..])], "wants a user name"),
-            (vec![(3, &[5, 0][..]), (8, &[5, 5, 0, 1, 0, 0, 0, 0, 0, 0][..])], "connection refused"),
-            (vec![(3, &b"HTTP/1.1 400"[..])], "not SOCKS5"),
-            (vec![(3, &[][..])], "closed the connection"),
+        let refusal = |code: u8| vec![5, code, 0, 1, 0, 0, 0, 0, 0, 0];
+        let (rules, unreachable) = (refusal(2), refusal(5));
+        type Kind = fn(String) -> Broken;
+        for (answers, kind, expected) in [
+            (vec![(3, &[5, 0xff][..])], Broken::Lasting as Kind, "wants a user name"),
+            (vec![(3, &[5, 0][..]), (8, &rules)], Broken::Lasting, "rules do not allow"),
+            (vec![(3, &[5, 0][..]), (8, &unreachable)], Broken::Failed, "connection refused"),
+            (vec![(3, &b"HTTP/1.1 400"[..])], Broken::Lasting, "not SOCKS5"),
+            (vec![(3, &[][..])], Broken::Abrupt, "closed the connection"),
         ] {
             let error = ask("socks5://p", "h", &answers).await.1.unwrap_err();
-            assert!(error.contains(expected), "{error}");
+            assert!(error.to_string().contains(expected), "{error}");
+            assert_eq!(error, kind(error.to_string()));
         }
     }
 }

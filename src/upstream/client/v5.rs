@@ -170,7 +170,8 @@ fn refused(connack: &ConnAck) -> Broken {
     let reason = match code {
         Code::UnsupportedProtocolVersion | Code::RefusedProtocolVersion => return Broken::Version,
         Code::UseAnotherServer | Code::ServerMoved => {
-            return elsewhere(&why, properties.and_then(|properties| properties.server_reference.as_deref()));
+            let server = properties.and_then(|properties| properties.server_reference.as_deref());
+            return elsewhere(&why, server, code == Code::ServerMoved);
         }
         // this ends without a person
         Code::ServiceUnavailable | Code::ServerUnavailable | Code::ServerBusy => return Broken::Failed(why),
@@ -190,9 +191,10 @@ fn with_reason(words: String, reason: Option<&str>) -> String {
 
 /// An upstream that refers to another server. The gateway does not follow, because otherwise the host that answers could
 /// decide who gets the messages and the password, and two servers could refer to each other for ever.
-fn elsewhere(why: &str, server: Option<&str>) -> Broken {
+fn elsewhere(why: &str, server: Option<&str>, is_for_ever: bool) -> Broken {
     let server = server.map_or("no server".into(), said);
-    Broken::Failed(format!("{why}: it names {server}, which is gone to only if it stands in `addresses`"))
+    let why = format!("{why}: it names {server}, which is gone to only if it stands in `addresses`");
+    if is_for_ever { Broken::Lasting(why) } else { Broken::Failed(why) }
 }
 
 /// The reason code with which an upstream ends the connection because of a retain flag [MQTT-5 3.14.2.1].
@@ -205,7 +207,8 @@ fn dismissed(disconnect: &Disconnect) -> Broken {
     match code {
         DisconnectReasonCode::SessionTakenOver => Broken::TakenOver,
         DisconnectReasonCode::UseAnotherServer | DisconnectReasonCode::ServerMoved => {
-            elsewhere(&why, properties.and_then(|properties| properties.server_reference.as_deref()))
+            let server = properties.and_then(|properties| properties.server_reference.as_deref());
+            elsewhere(&why, server, code == DisconnectReasonCode::ServerMoved)
         }
         DisconnectReasonCode::RetainNotSupported => Broken::Dismissed(RETAIN_NOT_SUPPORTED, why),
         code if concerns_message(code) => Broken::Dismissed(0x80, why),

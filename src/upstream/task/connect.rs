@@ -9,6 +9,7 @@ use tracing::{debug, error, info, warn};
 use super::Upstream;
 use super::failback::Failback;
 use super::settle::{direct, without_rules};
+use super::troubles::{FailedAttempt, Loudness};
 use crate::health::Pulse;
 use crate::status::UpstreamState;
 use crate::upstream::approach::NextAttempt;
@@ -17,9 +18,6 @@ use crate::upstream::session::{FILTERS, SessionAction};
 use crate::upstream::settings::{UpstreamAddress, UpstreamSettings};
 use crate::upstream::tls;
 use crate::upstream::wire::{Broken, ConnectOffer, Link, StatusWill, UpstreamClient};
-
-/// The number of different failures to connect that are logged.
-const REASONS: usize = 8;
 
 /// How an attempt ended.
 enum AttemptEnd {
@@ -45,7 +43,7 @@ impl<C: UpstreamClient> Upstream<C> {
         self.lanes.connected(self.consumers.waiting());
         self.set_filters();
         self.shown.failed_attempts = 0;
-        self.reasons.clear();
+        self.troubles.connected();
         self.is_well();
         self.failback_tries.connected(self.address);
         self.failback = Failback::after(&self.current, self.address, self.failback_tries);
@@ -216,29 +214,34 @@ impl<C: UpstreamClient> Upstream<C> {
         warn!(upstream, topic, "the upstream does not take the will {how}");
     }
 
-    /// Logs a failed attempt: a new reason at once, and a known one whenever the count has doubled.
+    /// Logs a failed attempt, as [`super::troubles`] decides.
     fn failed(&mut self, why: &Broken, shown: &str, pause: Duration) {
         self.shown.failed_attempts += 1;
         let attempts = self.shown.failed_attempts;
-        let text = format!("{}: {shown}", self.shown.address);
-        let is_new = !self.reasons.contains(&text);
-        if is_new && self.reasons.len() < REASONS {
-            self.reasons.push(text);
-        }
         let (upstream, address) = (&self.name, &self.shown.address);
+        let loudness = self.troubles.failed(FailedAttempt {
+            address,
+            why,
+            worked: self.approach.worked(self.address),
+            is_clock_set: self.clock.is_synchronised(),
+            attempts,
+            now: self.clock.boot_ms(),
+        });
         let waiting = self.consumers.backlog().messages;
         let next_attempt = format!("in {:.1} s", pause.as_secs_f32());
-        match why {
-            // only a person can repair this
-            Broken::Unprepared(_) | Broken::Refused(..) | Broken::SentAway(_)
-                if is_new && self.reasons.len() < REASONS =>
-            {
-                error!(upstream, address, waiting, next_attempt, "waiting for upstream: {shown}")
+        match loudness {
+            Loudness::Error => {
+                error!(upstream, address, attempts, waiting, next_attempt, "waiting for upstream: {shown}")
             }
-            _ if (is_new && self.reasons.len() < REASONS) || attempts.is_power_of_two() => {
-                info!(upstream, address, attempts, waiting, next_attempt, "waiting for upstream: {shown}");
+            Loudness::Warning => {
+                warn!(upstream, address, attempts, waiting, next_attempt, "waiting for upstream: {shown}")
             }
-            _ => debug!(upstream, address, attempts, next_attempt, "still waiting for upstream: {shown}"),
+            Loudness::Info => {
+                info!(upstream, address, attempts, waiting, next_attempt, "waiting for upstream: {shown}")
+            }
+            Loudness::Debug => {
+                debug!(upstream, address, attempts, next_attempt, "still waiting for upstream: {shown}")
+            }
         }
         self.is_down(why, shown);
         self.shown.last_error = Some(shown.to_owned());

@@ -26,6 +26,10 @@ impl<C: UpstreamClient> Upstream<C> {
                 "make it accept us: username, password, client_id, certificate and protocol are what it looks at; \
                  messages wait, and it is tried again"
             }
+            Broken::Lasting(_) => "change that here or there; messages wait, and it is tried again",
+            Broken::NotYetValid(_) => {
+                "see that this machine's clock is set over the network; messages wait, and it is tried again"
+            }
             Broken::SentAway(_) => "it is tried again after a long pause, and messages wait",
             Broken::TakenOver => "give each gateway a client_id of its own; it is tried again, and messages wait",
             _ => "messages wait, and it is tried again until it works",

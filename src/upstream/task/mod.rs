@@ -10,6 +10,7 @@ mod pass;
 mod settle;
 mod shelving;
 mod showing;
+mod troubles;
 mod turn;
 
 use std::ops::ControlFlow;
@@ -19,12 +20,13 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 pub(crate) use self::fault::PART;
 
 use self::exact::Exact;
 use self::failback::{Failback, FailbackTries};
+use self::troubles::Troubles;
 use super::approach::Approach;
 use super::asked::AskedRecord;
 use super::backoff::Backoff;
@@ -93,8 +95,7 @@ pub struct Upstream<C> {
     /// The check of a preferred address, if another one is in use.
     failback: Option<Failback>,
     failback_tries: FailbackTries,
-    /// The reasons that were logged since the last connection, so that they are not logged again.
-    reasons: Vec<String>,
+    troubles: Troubles,
     /// When the snapshot must be updated.
     show_at: Option<Instant>,
     exact: Exact,
@@ -200,7 +201,7 @@ impl<C: UpstreamClient> Upstream<C> {
             twins: Twins::default(),
             failback: None,
             failback_tries: FailbackTries::default(),
-            reasons: Vec::new(),
+            troubles: Troubles::default(),
             show_at: None,
             exact: Exact::default(),
             mark,
@@ -262,7 +263,9 @@ impl<C: UpstreamClient> Upstream<C> {
             let upstream = &self.name;
             let waiting = self.consumers.backlog().messages;
             let address = &self.shown.address;
-            if self.backoff.is_news() {
+            if !at_once && !is_planned && self.troubles.ended(address, &why, connected.elapsed()) {
+                warn!(upstream, address, waiting, "connections are accepted, and end at once: {why}");
+            } else if self.backoff.is_news() {
                 info!(upstream, address, waiting, "connection ended: {why}");
             } else {
                 debug!(upstream, address, waiting, "connection ended: {why}");

@@ -2,6 +2,7 @@
 
 use tracing::{debug, info};
 
+use super::troubles::Troubles;
 use super::{GOOD_BYE, Upstream};
 use crate::message::{Origin, via};
 use crate::mqtt::Version;
@@ -82,6 +83,7 @@ impl<C: UpstreamClient> Upstream<C> {
         }
         if !is_same || v4_forbidden {
             self.approach.forget();
+            self.troubles = Troubles::default();
             self.address = 0;
         }
         true

@@ -164,14 +164,14 @@ impl UpstreamConnection {
             Version::V31 | Version::V311 => v4::connect(settings, will, password, &mut self.output),
             Version::V5 => v5::connect(settings, (will, password), self.max_incoming, &mut self.output),
         };
-        connect.map_err(Broken::Failed)?;
+        connect.map_err(Broken::Lasting)?;
         self.encoded = self.output.len() as u64;
         loop {
             self.step().await;
             if let Some((mut link, seconds)) = self.accepted.take() {
                 if let Some(most) = link.max_packet_size.filter(|most| *most < LEAST_PACKET) {
                     let why = "too little for a message: nothing is sent, and messages wait";
-                    return Err(Broken::Failed(format!("it takes packets of at most {most} bytes, {why}")));
+                    return Err(Broken::Lasting(format!("it takes packets of at most {most} bytes, {why}")));
                 }
                 // an upstream that wants no pings gets them nevertheless, because they detect a dead connection
                 let seconds = seconds.filter(|seconds| *seconds > 0).map(|seconds| Duration::from_secs(seconds.into()));
@@ -371,7 +371,7 @@ impl UpstreamConnection {
         if length > self.max_incoming {
             return self.pass_over(length);
         }
-        check_kind(self.input[0], self.version)?;
+        check_kind(self.input[0], self.version, self.is_open)?;
         if self.input.len() < length {
             return Ok(None);
         }
@@ -451,10 +451,12 @@ fn bare(kind: u8, out: &mut BytesMut) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether an upstream may send a packet that begins with this byte.
-fn check_kind(first: u8, version: Version) -> Result<(), Broken> {
+/// Whether an upstream may send a packet that begins with this byte. Before it has accepted the connection, what looks like
+/// a packet of a client is none: an alert of TLS begins like CONNECT.
+fn check_kind(first: u8, version: Version, is_open: bool) -> Result<(), Broken> {
     let name = match first >> 4 {
         2..=7 | 9 | 11 | 13 | 14 => return Ok(()),
+        1 | 8 | 10 | 12 if !is_open => return Err(Broken::Garbled),
         1 => "CONNECT",
         8 => "SUBSCRIBE",
         10 => "UNSUBSCRIBE",
