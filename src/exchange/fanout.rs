@@ -11,6 +11,7 @@ use super::delivery::{RetainFlag, Run, Terms};
 use super::hold::Holds;
 use super::inbox::InboxOffer;
 use super::meter::{Meter, Walk};
+use super::spare::Amount;
 use super::stats::Stats;
 use super::subscribers::{Matcher, Subscriber, SubscriberEntry, Subscribers};
 use crate::message::{Batch, Entry, MessageRef, Origin, Qos};
@@ -144,13 +145,16 @@ impl Fanout {
         }
         let now = Instant::now();
         let at = holds.now(now);
+        let mut counted = None;
         for (subscriber, mut queued) in self.outgoing.drain(..) {
             let lost = match subscriber.inbox.offer(&mut queued, at) {
                 InboxOffer::Done => continue,
                 InboxOffer::Dropped(messages) => messages,
                 InboxOffer::Full => {
                     let publisher = batch.iter().next().map(|entry| entry.message.origin());
-                    publisher.map_or(0, |publisher| holds.begin(&subscriber, publisher, now))
+                    let amount = || Amount { messages: batch.iter().count(), bytes: batch.size() };
+                    let amount = *counted.get_or_insert_with(amount);
+                    publisher.map_or(0, |publisher| holds.begin(&subscriber, (publisher, amount), now))
                 }
             };
             stats.publish_dropped.add(lost);

@@ -4,8 +4,9 @@
 //! others. So:
 //!
 //! - A publisher that publishes to no full queue is never held.
-//! - A publisher to a full queue is held while the reader is quick: it has taken a good part of its queue lately, or several
-//!   windows of messages at QoS 1 and 2 (`inbox/uptake.rs` has the numbers).
+//! - Nor is one that publishes little to a full queue: there is some room beyond the bound for it ([`super::spare`]).
+//! - Any other publisher to a full queue is held while the reader is quick: it has taken a good part of its queue lately, or
+//!   several windows of messages at QoS 1 and 2 (`inbox/uptake.rs` has the numbers).
 //! - For any other reader publishers are held for at most [`BUDGET`] in any [`PERIOD`]. All readers of one user share this
 //!   time, with all their new connections. Guests count as one user.
 //! - After that the reader loses what does not fit, and the losses are counted, until it has caught up or is quick again.
@@ -28,6 +29,7 @@ use tokio::time::Instant;
 
 use super::delivery::InboxId;
 use super::inbox::HoldsPublishers;
+use super::spare::{Amount, Spare};
 use super::subscribers::Subscriber;
 use crate::message::Origin;
 
@@ -76,14 +78,16 @@ impl Budget {
 /// A reader with a full queue for which publishers are held.
 struct HeldReader {
     reader: Arc<Subscriber>,
-    /// The publishers that have published to it since its queue is full.
+    /// The publishers that fill its queue.
     publishers: SmallVec<[Origin; 4]>,
+    /// What others have put into it since it is full.
+    spare: Spare,
     /// When that began, on the clock of [`Holds`].
     since: Duration,
 }
 
 struct HoldState {
-    readers: Vec<HeldReader>,
+    readers: HashMap<InboxId, HeldReader>,
     /// The publishers that are held, each with the number of readers.
     publishers: HashMap<Origin, usize>,
     budgets: HashMap<Arc<str>, Budget>,
@@ -113,7 +117,7 @@ impl std::fmt::Debug for Holds {
 impl Default for Holds {
     fn default() -> Self {
         let state = HoldState {
-            readers: Vec::new(),
+            readers: HashMap::new(),
             publishers: HashMap::new(),
             budgets: HashMap::new(),
             others_wait: false,
@@ -140,9 +144,23 @@ impl Holds {
         self.is_any() && self.state.lock().publishers.contains_key(&publisher)
     }
 
-    /// Makes a publisher wait because one of its messages is for a full queue. It is not held otherwise.
-    pub(crate) fn wait(&self) {
-        self.state.lock().others_wait = true;
+    /// Whether a publisher that is not held may put a batch into these full queues, whose readers have taken something since.
+    /// If not, it waits for [`Holds::room`].
+    pub(crate) fn may_add(&self, publisher: Origin, batch: Amount, full: &[(InboxId, Amount)]) -> bool {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let count = state.readers.len();
+        let may = full.iter().all(|(inbox, taken)| {
+            // meanwhile half of the queue may have been taken
+            let held = state.readers.get_mut(inbox);
+            held.is_none_or(|held| held.spare.has_room(publisher, batch, *taken, count))
+        });
+        state.others_wait |= !may;
+        if may {
+            let held = full.iter().map(|(inbox, _)| inbox);
+            held.for_each(|inbox| state.put(*inbox, publisher, batch));
+        }
+        may
     }
 
     /// Notified when held publishers may continue.
@@ -155,33 +173,30 @@ impl Holds {
         self.begun.notified().await;
     }
 
-    /// Holds a publisher that has filled a reader's queue, if the reader may hold it. Otherwise returns how many messages
-    /// the reader has lost.
-    pub(crate) fn begin(self: &Arc<Self>, reader: &Arc<Subscriber>, publisher: Origin, now: Instant) -> u64 {
+    /// Holds a publisher that has filled a reader's queue with a batch, if the reader may hold it. Otherwise returns how many
+    /// messages the reader has lost.
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        reader: &Arc<Subscriber>,
+        (publisher, batch): (Origin, Amount),
+        now: Instant,
+    ) -> u64 {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         let now = state.now(now);
-        let known = state.readers.iter().position(|held| Arc::ptr_eq(&held.reader, reader));
-        let at = match known {
-            Some(at) => at,
-            None => {
-                let held = HeldReader { reader: reader.clone(), publishers: SmallVec::new(), since: now };
-                if !held.may_last(&mut state.budgets, now, state.readers.len() + 1) {
-                    drop(guard);
-                    return reader.inbox.lose();
-                }
-                if !reader.inbox.hold(self.clone()) {
-                    return 0; // the reader has taken half of its queue meanwhile
-                }
-                state.readers.push(held);
-                state.readers.len() - 1
+        let inbox = reader.inbox.id();
+        if !state.readers.contains_key(&inbox) {
+            let held = HeldReader::new(reader.clone(), now);
+            if !held.may_last(&mut state.budgets, now, state.readers.len() + 1) {
+                drop(guard);
+                return reader.inbox.lose();
             }
-        };
-        let publishers = &mut state.readers[at].publishers;
-        if !publishers.contains(&publisher) {
-            publishers.push(publisher);
-            *state.publishers.entry(publisher).or_default() += 1;
+            if !reader.inbox.hold(self.clone()) {
+                return 0; // the reader has taken half of its queue meanwhile
+            }
+            state.readers.insert(inbox, held);
         }
+        state.fills(inbox, publisher, batch);
         if self.count.swap(state.readers.len(), Ordering::AcqRel) == 0 {
             self.begun.notify_one();
         }
@@ -194,22 +209,22 @@ impl Holds {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         let now = state.now(now);
-        let (mut over, mut is_room) = (Vec::new(), false);
-        let mut at = 0;
-        let full = state.readers.len();
-        while at < state.readers.len() {
-            if state.readers[at].may_last(&mut state.budgets, now, full) {
-                at += 1;
-                continue;
+        let (full, mut is_room, mut over) = (state.readers.len(), false, Vec::new());
+        let HoldState { readers, budgets, .. } = state;
+        for (inbox, held) in readers.iter_mut() {
+            if !held.may_last(budgets, now, full) {
+                over.push(*inbox);
+            } else {
+                let reader = &held.reader.inbox;
+                is_room |= held.spare.is_again(|| reader.taken_while_full().unwrap_or_default());
             }
-            let held = state.readers.swap_remove(at);
-            is_room |= state.let_go(&held);
-            over.push(held.reader);
         }
+        let over: Vec<HeldReader> = over.iter().filter_map(|inbox| state.readers.remove(inbox)).collect();
+        over.iter().for_each(|held| is_room |= state.let_go(held));
         state.budgets.retain(|_, budget| !budget.is_whole(now));
         self.count.store(state.readers.len(), Ordering::Release);
         drop(guard);
-        let lost = over.iter().map(|reader| reader.inbox.lose()).sum();
+        let lost = over.iter().map(|held| held.reader.inbox.lose()).sum();
         if is_room {
             self.room.notify_waiters();
         }
@@ -220,8 +235,7 @@ impl Holds {
 impl HoldsPublishers for Holds {
     fn release(&self, inbox: InboxId) {
         let mut state = self.state.lock();
-        let Some(at) = state.readers.iter().position(|held| held.reader.inbox.id() == inbox) else { return };
-        let held = state.readers.swap_remove(at);
+        let Some(held) = state.readers.remove(&inbox) else { return };
         let is_room = state.let_go(&held);
         self.count.store(state.readers.len(), Ordering::Release);
         drop(state);
@@ -232,6 +246,10 @@ impl HoldsPublishers for Holds {
 }
 
 impl HeldReader {
+    fn new(reader: Arc<Subscriber>, since: Duration) -> HeldReader {
+        HeldReader { reader, publishers: SmallVec::new(), spare: Spare::default(), since }
+    }
+
     /// Whether publishers are held for another step. If the reader does not read, the step is taken from the budget of its
     /// user.
     fn may_last(&self, budgets: &mut HashMap<Arc<str>, Budget>, now: Duration, full: usize) -> bool {
@@ -248,6 +266,22 @@ impl HoldState {
         // while a publisher is held, this is called at least every step, unless the gateway had no time for it
         self.clock += if self.readers.is_empty() { gap } else { gap.min(2 * STEP) };
         self.clock
+    }
+
+    /// Counts a batch that goes into a full queue.
+    fn put(&mut self, inbox: InboxId, publisher: Origin, batch: Amount) {
+        if let Some(held) = self.readers.get_mut(&inbox) {
+            held.spare.put(publisher, batch);
+        }
+    }
+
+    /// Holds a publisher whose batch has gone into a full queue, unless the batch is small or was counted before.
+    fn fills(&mut self, inbox: InboxId, publisher: Origin, batch: Amount) {
+        let Some(held) = self.readers.get_mut(&inbox) else { return };
+        if !held.publishers.contains(&publisher) && !held.spare.note(publisher, batch) {
+            held.publishers.push(publisher);
+            *self.publishers.entry(publisher).or_default() += 1;
+        }
     }
 
     /// Releases the publishers of a reader, and returns whether any of them may continue.
@@ -303,6 +337,7 @@ mod tests {
     fn simulate(takes: &[usize], blocked: bool) -> (Duration, Duration, u64) {
         let readers: Vec<Arc<Subscriber>> = takes.iter().map(|_| reader(blocked)).collect();
         let (holds, publisher) = (Arc::new(Holds::default()), Origin::client("p"));
+        let flood = Amount { messages: 200, bytes: 10_000 };
         let begin = Instant::now();
         let mut held: Vec<bool> = Vec::new();
         let (mut published, mut taken, mut lost) = (0, 0, 0);
@@ -323,7 +358,7 @@ mod tests {
                 match reader.inbox.offer(&mut messages(200), holds.now(now)) {
                     InboxOffer::Done => {}
                     InboxOffer::Dropped(messages) => lost += messages,
-                    InboxOffer::Full => lost += holds.begin(reader, publisher, now),
+                    InboxOffer::Full => lost += holds.begin(reader, (publisher, flood), now),
                 }
             }
         }
@@ -359,6 +394,30 @@ mod tests {
     fn a_reader_that_the_gateway_has_not_served_yet_is_not_blamed_for_seconds() {
         let (_, held, lost) = simulate(&[0], false);
         assert!(held >= LONGEST && held <= LONGEST + 2 * BUDGET && lost > 0, "{held:?}, {lost}");
+    }
+
+    #[tokio::test]
+    async fn who_publishes_little_to_full_queues_does_not_wait_with_those_that_fill_them() {
+        let (holds, now, readers) = (Arc::new(Holds::default()), Instant::now(), [reader(true), reader(true)]);
+        let [flooder, other] = ["flooder", "other"].map(Origin::client);
+        for reader in &readers {
+            assert_eq!(reader.inbox.offer(&mut messages(1200), Duration::ZERO), InboxOffer::Full);
+            holds.begin(reader, (flooder, Amount { messages: 1200, bytes: 60_000 }), now);
+        }
+        let full = || readers.each_ref().map(|reader| (reader.inbox.id(), reader.inbox.taken_while_full().unwrap()));
+        let one = Amount { messages: 1, bytes: 50 };
+        let count = |room: &[(InboxId, Amount)]| (0..).take_while(|_| holds.may_add(other, one, room)).count();
+        let few = count(&full());
+        assert!((200..1000).contains(&few), "{few} messages");
+        holds.begin(&readers[0], (other, one), now);
+        assert!(holds.holds(flooder) && !holds.holds(other), "what was counted does not fill it");
+        // it goes on before half of the queue is free
+        let mut room = std::pin::pin!(holds.room().notified());
+        assert!(futures_util::poll!(room.as_mut()).is_pending());
+        readers.iter().for_each(|reader| _ = reader.inbox.take(100, &mut VecDeque::new()));
+        holds.look(now);
+        assert!(futures_util::poll!(room.as_mut()).is_ready());
+        assert!(count(&full()) > 0 && holds.holds(flooder));
     }
 
     fn reader(blocked: bool) -> Arc<Subscriber> {

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `ingress` | the entrance for messages: order, retained store, journal, router |
 //! | `live`, `fanout`, `subscribers`, `inbox`, `delivery` | from router to client |
-//! | `hold` | whether publishers wait for a reader whose queue is full |
+//! | `hold`, `spare` | whether publishers wait for a reader whose queue is full, and room for those who have not filled it |
 //! | `filters`, `values`, `shared`, `missed` | topic filters with what they select, shared subscriptions, groups that wait for room at a member |
 //! | `retained`, `search`, `expiry` | retained messages: the store, reading it, expiry |
 //! | `carried` | messages that reach another gateway without a subscription |
@@ -36,6 +36,7 @@ pub(crate) mod receiving;
 pub(crate) mod retained;
 pub(crate) mod search;
 pub(crate) mod shared;
+mod spare;
 pub(crate) mod stats;
 pub(crate) mod subscribers;
 pub(crate) mod trace;

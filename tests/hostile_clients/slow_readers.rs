@@ -169,6 +169,50 @@ fn whoever_gets_everything_reads_nothing_and_comes_again_and_again_holds_nobody(
     assert_it_serves(&mut gateway);
 }
 
+/// Subscribes to everything and stays. Reads nothing, or so much that it still counts as quick.
+fn greedy(port: u16, number: usize, over: &AtomicBool) {
+    let mut client = Connect::new(&format!("greedy-{number}")).open(port);
+    client.subscribe("#", 0);
+    while !over.load(Ordering::Relaxed) {
+        if number % 2 == 1 {
+            client.sip(8 << 10);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn greedy_subscribers_that_stay_and_a_flood_hold_nobody_who_publishes_little() {
+    const GREEDY: usize = 20;
+    let (mut gateway, beside) = (Gateway::start(), Gateway::start());
+    let over = AtomicBool::new(false);
+    let (disturbed, undisturbed) = std::thread::scope(|scope| {
+        let disturbed = scope.spawn(|| pair(gateway.port, &over));
+        let undisturbed = scope.spawn(|| pair(beside.port, &over));
+        for number in 0..2 {
+            let (port, over) = (gateway.port, &over);
+            scope.spawn(move || {
+                let mut client = Connect::new(&format!("flood-{number}")).open(port);
+                let burst = publish(b"flood", &[b'x'; 100], 0, None, None).repeat(600);
+                while !over.load(Ordering::Relaxed) && client.try_send(&burst) {}
+            });
+        }
+        for number in 0..GREEDY {
+            let (port, over) = (gateway.port, &over);
+            scope.spawn(move || greedy(port, number, over));
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        std::thread::sleep(Duration::from_secs(2));
+        over.store(true, Ordering::Relaxed);
+        (disturbed.join().unwrap(), undisturbed.join().unwrap())
+    });
+    let (median, longest) = (disturbed[disturbed.len() / 2], disturbed[disturbed.len() - 1]);
+    println!("{} round trips beside {}, {median:?}, at most {longest:?}", disturbed.len(), undisturbed.len());
+    assert!(disturbed.len() > undisturbed.len() / 4, "{} of {}", disturbed.len(), undisturbed.len());
+    assert!(longest < undisturbed[undisturbed.len() - 1] * 2 + Duration::from_millis(500), "{longest:?}");
+    assert_it_serves(&mut gateway);
+}
+
 #[test]
 fn a_persistent_subscriber_that_stands_still_holds_nobody_and_loses_nothing_that_the_journal_has() {
     const MESSAGES: usize = 3000;

@@ -267,6 +267,11 @@ impl Client {
         self.stream.write_all(bytes).is_ok()
     }
 
+    /// Reads up to this number of bytes that have come, and ignores them.
+    pub fn sip(&mut self, bytes: usize) {
+        let _ = self.stream.read(&mut vec![0; bytes]);
+    }
+
     /// The next packet, `None` at the end of the connection.
     #[track_caller]
     pub fn try_read(&mut self) -> Option<Packet> {

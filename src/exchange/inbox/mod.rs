@@ -21,6 +21,7 @@ use tracing::warn;
 use self::uptake::{ReaderTaken, Uptake};
 use super::delivery::{InboxId, Queued, Run, SharesOut};
 use super::missed::MissedGroups;
+use super::spare::Amount;
 use super::waiting::Account;
 use crate::message::{Packed, Qos};
 
@@ -336,9 +337,16 @@ impl Inbox {
         self.blocked.load(Ordering::Relaxed)
     }
 
+    /// What the reader has taken since its queue is full, if publishers may be held for it.
+    pub(crate) fn taken_while_full(&self) -> Option<Amount> {
+        let state = self.state.lock();
+        state.held_by.is_some().then(|| state.uptake.since_full(state.taken))
+    }
+
     /// Whether publishers may be held for it.
+    #[cfg(test)]
     pub(crate) fn is_full(&self) -> bool {
-        self.state.lock().held_by.is_some()
+        self.taken_while_full().is_some()
     }
 
     /// Adds a run whose sender limits it. Returns the run if the subscriber is gone.

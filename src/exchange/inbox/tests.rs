@@ -7,6 +7,7 @@ use crate::access::authorise::Permissions;
 use crate::exchange::delivery::{RetainFlag, Terms};
 use crate::exchange::hold::{BUDGET, Holds, PERIOD, STEP};
 use crate::exchange::shared::SharedGroup;
+use crate::exchange::spare::Amount;
 use crate::exchange::subscribers::{Subscriber, SubscriptionOptions};
 use crate::exchange::waiting::{DeliveryMemory, FREE, FREE_OF_A_USER};
 use crate::message::{BatchBuilder, Draft, Message, Origin, Qos};
@@ -95,6 +96,8 @@ fn reader() -> Arc<Subscriber> {
 }
 
 const AT: Duration = Duration::ZERO;
+/// What the publishers have published at once when they fill a queue.
+const FLOOD: Amount = Amount { messages: 1000, bytes: 100_000 };
 
 #[test]
 fn what_is_on_its_way_is_let_in_and_kept_while_publishers_are_held() {
@@ -102,7 +105,7 @@ fn what_is_on_its_way_is_let_in_and_kept_while_publishers_are_held() {
     let (inbox, publisher) = (&reader.inbox, Origin::client("p"));
     assert_eq!(inbox.offer(&mut queued(10), AT), InboxOffer::Done);
     assert_eq!(inbox.offer(&mut queued(5), AT), InboxOffer::Full);
-    assert_eq!(holds.begin(&reader, publisher, now), 0);
+    assert_eq!(holds.begin(&reader, (publisher, FLOOD), now), 0);
     assert!(holds.holds(publisher) && !holds.holds(Origin::client("q")) && inbox.is_full());
     assert_eq!(inbox.offer(&mut queued(5), AT), InboxOffer::Full);
     let mut out = VecDeque::new();
@@ -120,7 +123,7 @@ fn a_subscriber_whose_client_does_not_read_is_waited_for_once_and_then_loses() {
     let (inbox, publisher) = (&reader.inbox, Origin::client("p"));
     inbox.set_blocked(true);
     assert_eq!(inbox.offer(&mut queued(15), AT), InboxOffer::Full);
-    assert_eq!(holds.begin(&reader, publisher, begin), 0);
+    assert_eq!(holds.begin(&reader, (publisher, FLOOD), begin), 0);
     let mut lost = 0;
     let mut held = Duration::ZERO;
     while holds.holds(publisher) {
@@ -134,11 +137,11 @@ fn a_subscriber_whose_client_does_not_read_is_waited_for_once_and_then_loses() {
     inbox.take(10, &mut out);
     // the reader has caught up, but its user has no more time in this second
     assert_eq!(inbox.offer(&mut queued(11), AT), InboxOffer::Full);
-    assert_eq!(holds.begin(&reader, publisher, begin + Duration::from_millis(400)), 1);
+    assert_eq!(holds.begin(&reader, (publisher, FLOOD), begin + Duration::from_millis(400)), 1);
     assert!(!holds.holds(publisher));
     inbox.take(10, &mut out);
     assert_eq!(inbox.offer(&mut queued(11), AT), InboxOffer::Full);
-    assert_eq!(holds.begin(&reader, publisher, begin + held + PERIOD + STEP), 0);
+    assert_eq!(holds.begin(&reader, (publisher, FLOOD), begin + held + PERIOD + STEP), 0);
     assert!(holds.holds(publisher), "in the next second there is");
     inbox.close();
     assert!(!holds.holds(publisher), "nobody is held for who has gone");
@@ -150,12 +153,12 @@ fn nobody_is_held_for_a_reader_that_is_leaving() {
     let (inbox, publisher) = (&reader.inbox, Origin::client("p"));
     inbox.take_run(1);
     assert_eq!(inbox.offer(&mut queued(15), AT), InboxOffer::Full);
-    assert_eq!(holds.begin(&reader, publisher, now), 0);
+    assert_eq!(holds.begin(&reader, (publisher, FLOOD), now), 0);
     assert!(holds.holds(publisher) && holds.is_any());
     inbox.give_up();
     assert!(!holds.holds(publisher) && !holds.is_any() && !inbox.is_full());
     assert_eq!(inbox.offer(&mut queued(15), AT), InboxOffer::Done, "what comes is for nobody");
-    assert_eq!((holds.begin(&reader, publisher, now), inbox.len()), (0, 15));
+    assert_eq!((holds.begin(&reader, (publisher, FLOOD), now), inbox.len()), (0, 15));
     assert!(!holds.is_any());
     assert_eq!(inbox.close().len(), 3, "what has waited is handed back");
 }
@@ -176,7 +179,7 @@ fn what_a_shared_subscription_has_given_is_not_lost_with_what_came_too_fast() {
     }
     assert_eq!(inbox.len(), 14);
     assert_eq!(inbox.offer(&mut queued(5), AT), InboxOffer::Full);
-    assert_eq!(holds.begin(&reader, Origin::client("p"), begin), 0);
+    assert_eq!(holds.begin(&reader, (Origin::client("p"), FLOOD), begin), 0);
     let (mut held, mut lost) = (Duration::ZERO, 0);
     while inbox.is_full() {
         held += STEP;

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::InboxLimits;
+use crate::exchange::spare::Amount;
 
 /// The period over which a reader is measured.
 const LATELY: Duration = Duration::from_millis(250);
@@ -51,6 +52,12 @@ impl Uptake {
     /// Sets since when the queue is full; `None` if it is not.
     pub(crate) fn set_full(&mut self, full: Option<(Duration, ReaderTaken)>) {
         self.full = full;
+    }
+
+    /// What the reader has taken since its queue is full; nothing if the queue is not.
+    pub(crate) fn since_full(&self, taken: ReaderTaken) -> Amount {
+        let before = self.full.map_or(taken, |(_, before)| before);
+        Amount { messages: (taken.messages - before.messages) as usize, bytes: (taken.bytes - before.bytes) as usize }
     }
 
     /// Whether the reader has taken a quarter of its queue lately or, if the queue has not been full for that long, whether

@@ -23,15 +23,18 @@ use std::time::Duration;
 use rumqttd::local::{LinkBuilder, LinkError, LinkRx, LinkTx};
 use rumqttd::protocol::{self, Packet};
 use rumqttd::{Notification, Router, RouterConfig};
+use smallvec::SmallVec;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
+use super::delivery::InboxId;
 use super::fanout::Fanout;
 use super::hold::{Holds, STEP};
 use super::meter::Meter;
+use super::spare::Amount;
 use super::stats::Stats;
-use super::subscribers::{Subscriber, Subscribers};
+use super::subscribers::Subscribers;
 use crate::health::{self, Overdue, Pulse};
 use crate::message::{Batch, BatchBuilder};
 use crate::time::beat;
@@ -203,12 +206,21 @@ impl LiveLink {
         // Of a large batch only the first message is checked, because most publishers use one topic. Otherwise each of many
         // publishers would have a batch on its way to a full queue before it is known to publish there.
         let looked_at = if batch.len() > STRAIGHT { 1 } else { batch.len() as usize };
-        holds.wait();
-        let is_full = |reader: &Arc<Subscriber>| reader.inbox.is_full();
         let next = self.flow.next_seq.load(Ordering::Relaxed);
-        let is_held = batch.iter().take(looked_at).any(|entry| self.fanout.readers(entry.message, next).any(is_full));
+        let mut full: SmallVec<[(InboxId, Amount); 8]> = SmallVec::new();
+        for entry in batch.iter().take(looked_at) {
+            for reader in self.fanout.readers(entry.message, next) {
+                let id = reader.inbox.id();
+                if let Some(taken) = reader.inbox.taken_while_full()
+                    && !full.iter().any(|(known, _)| *known == id)
+                {
+                    full.push((id, taken));
+                }
+            }
+        }
         self.fanout.charge(first.message.origin());
-        is_held
+        let amount = Amount { messages: batch.len() as usize, bytes: batch.size() };
+        !full.is_empty() && !holds.may_add(first.message.origin(), amount, &full)
     }
 
     /// Publishes a batch of this many messages: directly into the inboxes if nothing is on the way through the router and
