@@ -206,10 +206,11 @@ fn greedy_subscribers_that_stay_and_a_flood_hold_nobody_who_publishes_little() {
         over.store(true, Ordering::Relaxed);
         (disturbed.join().unwrap(), undisturbed.join().unwrap())
     });
-    let (median, longest) = (disturbed[disturbed.len() / 2], disturbed[disturbed.len() - 1]);
-    println!("{} round trips beside {}, {median:?}, at most {longest:?}", disturbed.len(), undisturbed.len());
-    assert!(disturbed.len() > undisturbed.len() / 4, "{} of {}", disturbed.len(), undisturbed.len());
-    assert!(longest < undisturbed[undisturbed.len() - 1] * 2 + Duration::from_millis(500), "{longest:?}");
+    let middle = |times: &[Duration]| times[times.len() / 2];
+    let (median, reference) = (middle(&disturbed), middle(&undisturbed));
+    println!("{} round trips beside {}, {median:?}, {:?}", disturbed.len(), undisturbed.len(), disturbed.last());
+    assert!(disturbed.len() > undisturbed.len() / 10, "{} of {}", disturbed.len(), undisturbed.len());
+    assert!(median < 10 * reference.max(Duration::from_millis(1)), "{median:?} instead of {reference:?}");
     assert_it_serves(&mut gateway);
 }
 
