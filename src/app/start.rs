@@ -163,6 +163,7 @@ async fn start_router(dispatcher: Dispatcher, core: &Arc<Core>, supervisor: &Sup
     core.publish_orphaned_wills().await;
     supervisor.spawn_endless("sessions", core.clone().sweep());
     supervisor.spawn_endless("shared subscriptions", core.clone().share());
+    supervisor.spawn_endless("messages for many groups", core.ingress.clone().spread(supervisor.token()));
     let figures = sys::Figures::start(core.clone()).await;
     supervisor.spawn_endless("$SYS", figures.run());
 }

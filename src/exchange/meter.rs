@@ -7,7 +7,8 @@
 //! measures processor time.
 //!
 //! That time is charged to the client that has caused it: the subscriber for retained messages, the publisher for filters,
-//! because a topic of few levels visits few of them, whatever filters others have. All charged clients
+//! because a topic of few levels visits few of them, whatever filters others have. What a message costs beyond that, because
+//! there are thousands of shared subscriptions for it, is charged to their owner ([`super::shared`]). All charged clients
 //! share a quarter of the time, and each owner (a user, all guests together, all upstreams together) gets the same part of
 //! it. An owner that has used up its part waits for its turn before its next search or publication. Clients that are never
 //! charged are never looked up here.
@@ -31,7 +32,7 @@ use crate::message::{Origin, Owner};
 /// The steps of any search that are free.
 pub(crate) const FREE_STEPS: usize = 256;
 /// The steps that lead to one message or delivery and are covered by it.
-const STEPS_PER_DELIVERY: usize = 4;
+pub(super) const STEPS_PER_DELIVERY: usize = 4;
 /// Charged searches may use one part in this many of the time.
 const PART: u32 = 4;
 /// The time that an owner may be charged at once without waiting.

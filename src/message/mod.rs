@@ -154,6 +154,11 @@ impl Origin {
         Origin::of("http", "", Owner::GUESTS)
     }
 
+    /// The shared subscriptions of this owner. They publish nothing, but cost time.
+    pub(crate) fn groups(owner: Owner) -> Origin {
+        Origin::of("groups", "", owner)
+    }
+
     /// The same publisher, with another owner.
     pub(crate) fn owned_by(self, owner: Owner) -> Origin {
         Origin { owner, ..self }

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use super::assert_it_serves;
 use super::much_for_little::others_go_on;
+use super::{assert_it_serves, assert_it_serves_but};
 use crate::support::packet::{Properties, binary, packet, publish, subscribe};
 use crate::support::{Client, Connect, Gateway};
 
@@ -142,6 +142,40 @@ fn what_waits_in_many_groups_comes_as_the_session_has_room_for_it() {
     }
     client.ping();
     assert!(client.has_come().is_none());
+}
+
+#[test]
+fn a_message_is_kept_for_a_limited_number_of_groups_of_one_user() {
+    let mut gateway = Gateway::start();
+    let of = |filter: &str, count: usize| -> Vec<String> {
+        (0..count).map(|number| format!("$share/group-{number}/{filter}")).collect()
+    };
+    let subscribe = |client: &mut Client, filters: &[String], qos| {
+        client.subscribe_all(&with_qos(filters, qos), &Properties::new())
+    };
+    let granted = |granted: Vec<u8>| granted.iter().filter(|reason| **reason <= 2).count();
+    let mut first = Connect::v5("first").persistent().open(gateway.port);
+    for (filter, count, most) in [("t", 70, 64), ("u", 70, 64), ("+", 200, 200), ("#", 200, 56)] {
+        let reasons = subscribe(&mut first, &of(filter, count), 1);
+        assert!(reasons[..most].iter().all(|reason| *reason == 1), "{filter}: {reasons:?}");
+        assert!(reasons[most..].iter().all(|reason| *reason == 0x97), "{filter}: {reasons:?}");
+    }
+    // another client of the same user takes part in known groups, and makes no more of them than the first
+    let mut second = Connect::v5("second").persistent().open(gateway.port);
+    assert_eq!(granted(subscribe(&mut second, &of("t", 70), 2)), 64);
+    // what is not kept has no such limit
+    assert_eq!(granted(subscribe(&mut second, &of("v", 70), 0)), 70);
+    let mut clean = Connect::v5("clean").open(gateway.port);
+    assert_eq!(granted(subscribe(&mut clean, &of("t", 70), 2)), 70);
+    // there is place for another when all have left one
+    let last = "$share/group-69/t";
+    first.unsubscribe("$share/group-7/t");
+    assert_eq!(second.subscribe(last, 1), 0x97);
+    second.unsubscribe("$share/group-7/t");
+    assert_eq!(second.subscribe(last, 1), 1);
+    let mut publisher = Connect::v5("publisher").open(gateway.port);
+    publisher.publish("t", "x", 1, false);
+    assert_it_serves_but(&mut gateway, &["too many shared subscriptions for which messages are kept"]);
 }
 
 #[test]

@@ -171,6 +171,35 @@ fn whoever_publishes_to_thousands_of_overlapping_filters_waits_for_its_turns() {
 }
 
 #[test]
+fn whoever_is_in_thousands_of_groups_pays_for_what_is_published_to_them() {
+    let mut gateway = Gateway::start();
+    let mut member = Connect::v5("member").open(gateway.port);
+    let filters: Vec<String> = (0..2500).map(|number| format!("$share/group-{number}/t")).collect();
+    subscribe_in_parts(&mut member, &filters, 0);
+    let mut reader = Connect::new("reader").open(gateway.port);
+    reader.subscribe("innocent", 0);
+    let mut innocent = Connect::new("innocent").open(gateway.port);
+    let mut publisher = Connect::new("publisher").open(gateway.port);
+    let before = gateway.cpu_time();
+    let messages = 60;
+    publisher.send(&(0..messages).flat_map(|_| publish(b"t", b"12345678", 0x30, None, None)).collect::<Vec<u8>>());
+    publisher.ping();
+    for number in 0..INNOCENT {
+        innocent.publish("innocent", number.to_string(), 1, false);
+        assert_eq!(reader.receive().text(), number.to_string());
+    }
+    let until_others_were_served = gateway.cpu_time() - before;
+    for _ in 0..messages * filters.len() {
+        assert_eq!(member.receive().topic, "t");
+    }
+    let whole = gateway.cpu_time() - before;
+    println!("{until_others_were_served:?} of {whole:?}");
+    assert!(until_others_were_served * 10 < whole, "others have waited for {until_others_were_served:?} of {whole:?}");
+    assert_small(&gateway);
+    assert_it_serves(&mut gateway);
+}
+
+#[test]
 fn whoever_searches_the_retained_messages_again_and_again_waits_for_its_turns() {
     let mut gateway = Gateway::start();
     let mut publisher = Connect::new("publisher").open(gateway.port);

@@ -224,6 +224,10 @@ impl BrokerConnection {
             retain_as_published: terms.retain_as_published || self.is_bridge,
             id,
         };
+        if shared && !self.core.may_keep_group(&self.session, (wanted, filter), options) {
+            self.core.access.quota(&self.identity, self.address, "shared subscriptions for which messages are kept");
+            return Ok(Err(Reason::QUOTA_EXCEEDED));
+        }
         let kept = match self.core.keep_subscription(&mut self.session, wanted, Some(&options)) {
             Ok(kept) => kept,
             Err(Full) => return Ok(Err(Reason::QUOTA_EXCEEDED)),

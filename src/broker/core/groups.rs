@@ -6,6 +6,7 @@
 //! name did. The name shows whose share of the journal the messages use. Earlier versions made some names without the user.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -15,10 +16,20 @@ use super::super::session::{Session, Subscription, split_share};
 use super::{CONNECTED_FACTOR, Core};
 use crate::access::identity::SessionName;
 use crate::exchange::delivery::SharesOut;
-use crate::exchange::ingress::Route;
 use crate::exchange::shared::SharedGroup;
 use crate::exchange::subscribers::SubscriptionOptions;
 use crate::journal::{ConsumerId, Journal, News};
+use crate::message::Owner;
+
+/// The most groups of one owner for which the journal keeps messages and that have the same filter without wildcards ...
+const MOST_KEPT: usize = 64;
+/// ... and the most that have filters with wildcards, whichever they are. A record in the journal names each group that gets
+/// its message, so a message of a few bytes would take much of the card without these limits.
+const MOST_KEPT_WILD: usize = 256;
+
+/// Of the groups for which the journal keeps messages, those that are counted together: of one owner, with this filter, as
+/// a hash; `None` for all filters with wildcards.
+type KeptTogether = (Owner, Option<u64>);
 
 #[derive(Debug)]
 struct Group {
@@ -27,12 +38,17 @@ struct Group {
     sessions: usize,
     /// The number of these sessions that need messages kept.
     keepers: usize,
+    /// Where it is counted while there are any.
+    counted: Option<KeptTogether>,
 }
 
 #[derive(Debug, Default)]
 struct KnownGroups {
     by_filter: HashMap<Box<str>, Group>,
     by_consumer: HashMap<ConsumerId, Arc<SharedGroup>>,
+    /// The groups for which the journal keeps messages.
+    kept: HashMap<KeptTogether, usize>,
+    hasher: RandomState,
     /// While sessions are restored, the names of the consumers that the journal has, by `NAME/FILTER`.
     found: HashMap<Box<str>, Box<str>>,
 }
@@ -68,7 +84,48 @@ fn consumer_name(journal: &Journal, known: &KnownGroups, session: &Session, shar
     known.found.get(rest).map_or(own, |name| name.to_string())
 }
 
+fn owner(session: &Session) -> Owner {
+    Owner::of(SessionName::of(&session.owner).user)
+}
+
+impl KnownGroups {
+    fn together(&self, owner: Owner, filter: &str) -> KeptTogether {
+        (owner, (!filter.contains(['+', '#'])).then(|| self.hasher.hash_one(filter)))
+    }
+
+    fn count(&mut self, together: KeptTogether) {
+        *self.kept.entry(together).or_default() += 1;
+    }
+
+    fn discount(&mut self, together: Option<KeptTogether>) {
+        let Some(together) = together else { return };
+        if let Some(count) = self.kept.get_mut(&together) {
+            *count -= 1;
+            if *count == 0 {
+                self.kept.remove(&together);
+            }
+        }
+    }
+}
+
 impl Core {
+    /// Whether the journal may keep messages for a group if a session joins it.
+    pub(in crate::broker) fn may_keep_group(
+        &self,
+        session: &Session,
+        (shared, filter): (&str, &str),
+        options: SubscriptionOptions,
+    ) -> bool {
+        if !keeps(session, options) {
+            return true;
+        }
+        let known = self.groups.known.lock();
+        let (owner, wild) = known.together(owner(session), filter);
+        let most = if wild.is_none() { MOST_KEPT_WILD } else { MOST_KEPT };
+        known.by_filter.get(shared).is_some_and(|group| group.keepers > 0)
+            || known.kept.get(&(owner, wild)).is_none_or(|count| *count < most)
+    }
+
     /// Adds a session to the group behind `$share/NAME/FILTER`. `old` has the options of a session that is in the group
     /// already.
     pub(in crate::broker) fn join_group(
@@ -82,8 +139,9 @@ impl Core {
         let mut guard = self.groups.known.lock();
         let known = &mut *guard;
         let entry = known.by_filter.entry(shared.into()).or_insert_with(|| {
-            let group = SharedGroup::new(self.inbox_limits(), Some(&self.queues));
-            Group { group, sessions: 0, keepers: 0 }
+            let owner = self.ingress.group_owner(owner(session));
+            let group = SharedGroup::of(owner, self.inbox_limits(), Some(&self.queues));
+            Group { group, sessions: 0, keepers: 0, counted: None }
         });
         let is_new = entry.sessions == 0;
         let had = entry.keepers > 0;
@@ -91,12 +149,11 @@ impl Core {
         entry.keepers -= usize::from(old.is_some_and(|old| keeps(session, old)));
         entry.keepers += usize::from(keeps(session, new));
         let (has, group) = (entry.keepers > 0, entry.group.clone());
-        let consumer = (has && !had).then(|| self.begin_to_keep(session, shared, known, &group));
-        let route = Route::Shared { group: group.clone(), consumer };
-        if is_new {
-            self.ingress.add_new_route(filter, route);
-        } else if has != had {
-            self.ingress.add_route(filter, route);
+        if is_new || has != had {
+            let before = entry.counted.take();
+            known.discount(before);
+            let consumer = has.then(|| self.begin_to_keep(session, (shared, filter), known, &group));
+            self.ingress.set_group(filter, &group, consumer);
         }
         group
     }
@@ -104,10 +161,15 @@ impl Core {
     fn begin_to_keep(
         &self,
         session: &Session,
-        shared: &str,
+        (shared, filter): (&str, &str),
         known: &mut KnownGroups,
         group: &Arc<SharedGroup>,
     ) -> ConsumerId {
+        let together = known.together(owner(session), filter);
+        known.count(together);
+        if let Some(entry) = known.by_filter.get_mut(shared) {
+            entry.counted = Some(together);
+        }
         let journal = self.ingress.journal();
         group.consumer().unwrap_or_else(|| {
             let name = consumer_name(journal, known, session, shared);
@@ -142,17 +204,21 @@ impl Core {
         let (Some(entry), Some((_, inner))) = (known.by_filter.get_mut(filter), split_share(filter)) else { return };
         entry.sessions -= 1;
         entry.keepers -= usize::from(keeps(session, subscription.options));
-        let route = Route::Shared { group: group.clone(), consumer: None };
-        if entry.sessions == 0 {
+        let (sessions, keepers) = (entry.sessions, entry.keepers);
+        if keepers == 0 {
+            let counted = entry.counted.take();
+            known.discount(counted);
+        }
+        if sessions == 0 {
             known.by_filter.remove(filter);
-            self.ingress.remove_route(inner, &route);
+            self.ingress.remove_group(inner, group);
             if let Some(consumer) = group.consumer() {
                 known.by_consumer.remove(&consumer);
                 self.ingress.journal().remove(consumer);
             }
-        } else if entry.keepers == 0 {
+        } else if keepers == 0 {
             // the kept messages go to the remaining sessions
-            self.ingress.add_route(inner, route);
+            self.ingress.set_group(inner, group, None);
         }
     }
 

@@ -5,6 +5,7 @@
 //! behind. Nothing is awaited under that lock.
 
 mod carried;
+mod groups;
 mod route;
 mod takers;
 
@@ -26,12 +27,12 @@ use super::live::{LiveLink, Room, RouterError, empty_batch};
 use super::meter::{FREE_STEPS, Meter, Walk};
 use super::receiving::Receiving;
 use super::retained::{Portion, Retained, SelectedRetained};
-use super::shared::SharedGroup;
+use super::shared::spread::{BatchForGroups, Spreader};
 use super::stats::Stats;
 use super::subscribers::{Subscriber, Subscribers, SubscriptionOptions};
 use super::trace::Traces;
 use crate::journal::{ConsumerId, Full, Journal, Position};
-use crate::message::{Batch, BatchBuilder, Message, Origin, Qos, TopicFilter};
+use crate::message::{Batch, BatchBuilder, Origin, Qos, TopicFilter};
 use crate::time::SharedClock;
 use crate::workers::worked;
 
@@ -118,6 +119,7 @@ pub(super) struct IngressInner {
     traces: Traces,
     receiving: Receiving,
     pub(super) meter: Arc<Meter>,
+    spreader: Spreader,
 }
 
 /// A clock with a `Debug` implementation.
@@ -148,6 +150,7 @@ impl Ingress {
         let sequencer =
             Sequencer { next_seq: 0, link, retained, routes: FilterTree::default(), upstream_filters: Vec::new() };
         let clock = ShownClock(clock);
+        let spreader = Spreader::new(meter.clone(), stats.clone());
         Ingress {
             inner: Arc::new(IngressInner {
                 sequencer: Mutex::new(sequencer),
@@ -162,6 +165,7 @@ impl Ingress {
                 traces: Traces::default(),
                 receiving: Receiving::default(),
                 meter,
+                spreader,
             }),
         }
     }
@@ -213,7 +217,7 @@ impl Ingress {
         let mut accepted = Accepted::default();
         let is_traced = self.traces().is_active(|| self.clock().boot_ms());
         if !sequencer.routes.is_empty() || has_retain || received.is_some() || is_traced {
-            accepted = self.append(&mut sequencer, &placed, received, is_traced);
+            accepted = self.append(&mut sequencer, (&placed, count), received, is_traced);
             if !accepted.refused.is_empty() {
                 placed = without(&placed, &accepted.refused);
             }
@@ -227,7 +231,7 @@ impl Ingress {
     fn append(
         &self,
         sequencer: &mut Sequencer,
-        batch: &Batch,
+        (batch, count): (&Batch, u32),
         received: Option<(ConsumerId, &[(u32, u16)])>,
         is_traced: bool,
     ) -> Accepted {
@@ -237,7 +241,7 @@ impl Ingress {
         // the journal's lock is taken once for the batch, and groups may use the journal themselves
         let mut appender = self.inner.journal.appender();
         let mut ids = received.map_or(&[][..], |(_, ids)| ids).iter().peekable();
-        let mut for_groups: SmallVec<[(&Arc<SharedGroup>, Message); 2]> = SmallVec::new();
+        let mut for_groups = BatchForGroups::of(count);
         let mut cost = Duration::ZERO;
         for (at, entry) in batch.iter().enumerate() {
             let message = entry.message;
@@ -268,14 +272,11 @@ impl Ingress {
             }
             if !takers.groups.is_empty() {
                 // one copy, however many groups there are
-                let message = batch.message_at(entry.offset).to_counted_memory();
-                for_groups.extend(takers.groups.into_iter().map(|group| (group, message.clone())));
+                for_groups.add(&takers.groups, &batch.message_at(entry.offset).to_counted_memory());
             }
         }
         drop(appender);
-        for (group, message) in for_groups {
-            group.push(message);
-        }
+        for_groups.hand_over(&self.inner.spreader);
         if expires {
             self.inner.expires.notify_one();
         }
@@ -372,17 +373,11 @@ impl Ingress {
         self.inner.subscribers.remove(filter, subscriber)
     }
 
-    /// Routes messages that match `filter` to a consumer of the journal or to a shared group, in place of an earlier route
-    /// of the same filter.
+    /// Routes messages that match `filter` to a consumer of the journal, in place of an earlier route of the same filter.
     pub(crate) fn add_route(&self, filter: &str, route: Route) {
         let mut sequencer = self.inner.sequencer.lock();
         sequencer.routes.remove(filter, &route.key());
         sequencer.routes.insert(filter, route);
-    }
-
-    /// Adds a route to a receiver that has none with this filter yet.
-    pub(crate) fn add_new_route(&self, filter: &str, route: Route) {
-        self.inner.sequencer.lock().routes.insert(filter, route);
     }
 
     pub(crate) fn remove_route(&self, filter: &str, route: &Route) {

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::super::filters::FilterValue;
-use super::super::shared::SharedGroup;
+use super::super::shared::together::FilterGroups;
 use crate::journal::ConsumerId;
-use crate::message::{Origin, Qos};
+use crate::message::{Origin, Owner, Qos};
 
 /// A receiver that must get messages whether it is connected or not.
 #[derive(Clone, Debug)]
@@ -28,19 +28,16 @@ pub(crate) enum Route {
         /// The origin of messages that are left out.
         not_from: Option<Origin>,
     },
-    Shared {
-        group: Arc<SharedGroup>,
-        /// The consumer that keeps messages above QoS 0, if a session of the group is persistent.
-        consumer: Option<ConsumerId>,
-    },
+    /// The groups of shared subscriptions with this filter that have the same owner.
+    Groups(Arc<FilterGroups>),
 }
 
 /// The consumer or the group of a route.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) enum RouteKey {
     Consumer(ConsumerId),
-    /// The address of the group.
-    Group(usize),
+    /// The owner of the groups.
+    Groups(Owner),
 }
 
 impl FilterValue for Route {
@@ -49,7 +46,7 @@ impl FilterValue for Route {
     fn key(&self) -> RouteKey {
         match self {
             Route::Upstream { consumer, .. } | Route::Session { consumer, .. } => RouteKey::Consumer(*consumer),
-            Route::Shared { group, .. } => RouteKey::Group(Arc::as_ptr(group).addr()),
+            Route::Groups(groups) => RouteKey::Groups(groups.owner().owner()),
         }
     }
 }

@@ -8,7 +8,8 @@ use smallvec::SmallVec;
 use super::Route;
 use crate::exchange::filters::FilterTree;
 use crate::exchange::meter::Walk;
-use crate::exchange::shared::SharedGroup;
+use crate::exchange::shared::spread::PAID;
+use crate::exchange::shared::together::FilterGroups;
 use crate::journal::ConsumerId;
 use crate::message::{MessageRef, Origin, Qos};
 
@@ -16,7 +17,7 @@ use crate::message::{MessageRef, Origin, Qos};
 #[derive(Default)]
 pub(super) struct Takers<'a> {
     pub(super) consumers: SmallVec<[ConsumerId; 4]>,
-    pub(super) groups: SmallVec<[&'a Arc<SharedGroup>; 2]>,
+    pub(super) groups: SmallVec<[&'a Arc<FilterGroups>; 2]>,
     /// How many of the consumers are upstreams.
     pub(super) upstreams: usize,
     /// The time that the search has cost, which its publisher pays.
@@ -28,7 +29,7 @@ impl<'a> Takers<'a> {
         let mut takers = Takers::default();
         let mut walk = Walk::default();
         routes.matches(message.topic(), &mut walk, |route| takers.add(route, message, announcer));
-        takers.cost = walk.cost(takers.consumers.len() + takers.groups.len());
+        takers.cost = walk.cost(takers.consumers.len() + takers.groups.len().min(PAID));
         takers
     }
 
@@ -48,10 +49,11 @@ impl<'a> Takers<'a> {
                     consumers.push(*consumer);
                 }
             }
-            Route::Shared { consumer: Some(consumer), .. } if message.qos() > Qos::AtMostOnce => {
-                consumers.push(*consumer);
+            Route::Groups(groups) => {
+                if groups.consumers(message.qos(), consumers) {
+                    self.groups.push(groups);
+                }
             }
-            Route::Shared { group, .. } => self.groups.push(group),
         }
     }
 }

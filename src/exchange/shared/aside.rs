@@ -44,6 +44,10 @@ impl PassedOver {
         self.queue.is_empty()
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
     pub(super) fn has_room(&self) -> bool {
         self.queue.len() < MOST && self.bytes < MOST_BYTES
     }

@@ -15,11 +15,18 @@
 //! A member gets only messages that it may receive, so joining a group takes nothing away from others. If no connected
 //! member may receive a message, it waits apart for one that may and is away, and if there is none, it is given up. If
 //! too many wait so, the oldest are handed over to the session of the one that left last.
+//!
+//! Groups with the same filter and owner are handed their messages together ([`together`]), and if there are many, in
+//! portions that their owner pays for ([`spread`]).
 
 mod aside;
 mod member;
+pub(crate) mod owner;
+pub(crate) mod spread;
 mod state;
+pub(crate) mod together;
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -28,6 +35,7 @@ use smallvec::SmallVec;
 use self::aside::GroupNext;
 use self::member::Member;
 pub(crate) use self::member::is_behind;
+use self::owner::{ALWAYS, GroupOwner};
 use self::state::{GroupBacklog, GroupState, Recipient};
 use super::delivery::{InboxId, KeptPlace, RetainFlag, Run, Share, SharesOut, Terms};
 use super::inbox::InboxLimits;
@@ -36,11 +44,15 @@ use super::waiting::DeliveryMemory;
 use crate::access::authorise::Permissions;
 use crate::access::in_force::RightsInForce;
 use crate::journal::{ConsumerId, Delivery, Journal, Outcome, Reader};
-use crate::message::Message;
+use crate::message::{Message, Owner};
 
 /// One group, which is named by a name and a filter.
 #[derive(Debug)]
 pub(crate) struct SharedGroup {
+    /// Groups that were made later have higher ids.
+    id: u64,
+    /// Whoever pays for it.
+    owner: Arc<GroupOwner>,
     limits: InboxLimits,
     waiting: Option<DeliveryMemory>,
     state: Mutex<GroupState>,
@@ -48,21 +60,54 @@ pub(crate) struct SharedGroup {
 
 impl SharedGroup {
     /// A group without members. Messages do not wait for it while the memory for clients is exhausted.
-    pub(crate) fn new(limits: InboxLimits, waiting: Option<&DeliveryMemory>) -> Arc<SharedGroup> {
-        Arc::new(SharedGroup { limits, waiting: waiting.cloned(), state: Mutex::default() })
+    pub(crate) fn of(
+        owner: Arc<GroupOwner>,
+        limits: InboxLimits,
+        waiting: Option<&DeliveryMemory>,
+    ) -> Arc<SharedGroup> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Arc::new(SharedGroup { id, owner, limits, waiting: waiting.cloned(), state: Mutex::default() })
     }
 
-    /// Adds a message that nobody needs kept. If too many wait, the oldest is dropped. The message is in memory of its
-    /// own, which groups share.
-    pub(crate) fn push(self: &Arc<Self>, message: Message) {
+    /// The same, for guests.
+    #[cfg(test)]
+    pub(crate) fn new(limits: InboxLimits, waiting: Option<&DeliveryMemory>) -> Arc<SharedGroup> {
+        SharedGroup::of(Arc::new(GroupOwner::new(Owner::GUESTS)), limits, waiting)
+    }
+
+    /// Whoever pays for it.
+    pub(crate) fn owner(&self) -> Owner {
+        self.owner.owner()
+    }
+
+    /// Adds a message that nobody needs kept. If too many wait, the oldest are dropped. Returns how many. The message is in
+    /// memory of its own, which groups share.
+    pub(crate) fn add(self: &Arc<Self>, message: Message) -> u64 {
         let mut state = self.state.lock();
         state.enqueue(message, false);
         self.pump(&mut state);
-        while state.waiting.len() > self.limits.messages || state.bytes > self.limits.bytes || self.is_short() {
+        let mut dropped = 0;
+        while self.has_too_many(&state) {
             let Some(oldest) = state.waiting.pop_front() else { break };
             state.bytes -= oldest.size();
-            state.dropped += 1;
+            dropped += 1;
         }
+        state.dropped += dropped;
+        state.note(&self.owner);
+        dropped
+    }
+
+    #[cfg(test)]
+    pub(crate) fn push(self: &Arc<Self>, message: Message) {
+        self.add(message);
+    }
+
+    fn has_too_many(&self, state: &GroupState) -> bool {
+        state.waiting.len() > self.limits.messages
+            || state.bytes > self.limits.bytes
+            || self.is_short()
+            || (state.waiting.len() > ALWAYS && self.owner.has_too_many())
     }
 
     /// Lets this consumer of the journal keep messages for the group from now on.
@@ -139,6 +184,11 @@ impl SharedGroup {
 
     /// Distributes waiting messages as far as members have room.
     fn pump(self: &Arc<Self>, state: &mut GroupState) {
+        self.distribute_waiting(state);
+        state.note(&self.owner);
+    }
+
+    fn distribute_waiting(self: &Arc<Self>, state: &mut GroupState) {
         if state.has_room_for_passed() {
             self.distribute_passed(state);
         }
@@ -239,6 +289,12 @@ impl SharesOut for SharedGroup {
 
     fn look(self: Arc<Self>) {
         self.pump(&mut self.state.lock());
+    }
+}
+
+impl Drop for SharedGroup {
+    fn drop(&mut self) {
+        self.owner.changed(self.state.get_mut().noted, 0);
     }
 }
 

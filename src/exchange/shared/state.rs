@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::aside::{GroupNext, PassedOver, SetApart};
 use super::member::Member;
+use super::owner::{GroupOwner, SMALL};
 use crate::access::in_force::RightsInForce;
 use crate::exchange::inbox::InboxLimits;
 use crate::journal::{ConsumerId, Delivery, Journal, Outcome, Reader};
@@ -51,9 +52,20 @@ pub(super) struct GroupState {
     pub(super) waiting: VecDeque<Message>,
     pub(super) bytes: usize,
     pub(super) dropped: u64,
+    /// The number of messages that were last noted at the owner as waiting.
+    pub(super) noted: usize,
 }
 
 impl GroupState {
+    /// Notes at the owner how many messages wait.
+    pub(super) fn note(&mut self, owner: &GroupOwner) {
+        let waiting = self.waiting.len() + self.passed.len();
+        owner.changed(std::mem::replace(&mut self.noted, waiting), waiting);
+        if self.waiting.is_empty() && self.waiting.capacity() > SMALL {
+            self.waiting = VecDeque::new();
+        }
+    }
+
     /// Whether a member has room for a message.
     pub(super) fn has_room(&self) -> bool {
         let journal = self.durable.as_ref().map(|durable| &durable.journal);
