@@ -130,6 +130,12 @@ impl Reader {
         self.with_queue(Queue::detach);
     }
 
+    /// Whether a message waits that was not handed out, in memory or not.
+    pub(crate) fn has_unread(&self) -> bool {
+        let state = self.journal.shared.state.lock();
+        !self.taken.is_empty() || state.queues.get(self.id).is_some_and(Queue::has_unread)
+    }
+
     /// What waits for this consumer, and the outcomes of all other messages.
     pub(crate) fn backlog(&self) -> Backlog {
         self.journal.backlog(self.id)

@@ -93,6 +93,11 @@ impl Lanes {
         }
     }
 
+    /// Whether a lane may get a message while one waits in a lane that comes before it.
+    pub(crate) fn may_pass(&self) -> bool {
+        self.order == Order::LiveFirst
+    }
+
     /// The lanes in the order in which they are sent.
     pub(crate) fn in_turn(&self) -> [(Lane, Role); 2] {
         match self.order {
@@ -191,6 +196,11 @@ impl Readers {
     pub(crate) fn is_empty(&mut self, lane: Lane) -> bool {
         self.say_settled();
         self.readers[lane.index()].as_ref().is_none_or(|reader| reader.backlog().messages == 0)
+    }
+
+    /// Whether a message of this lane was not handed out yet, and may still be on its way to the disk or from it.
+    pub(crate) fn has_unread(&self, lane: Lane) -> bool {
+        self.readers[lane.index()].as_ref().is_some_and(Reader::has_unread)
     }
 
     /// Waits until there may be a new message. Safe to cancel.

@@ -19,6 +19,7 @@ pub(crate) mod announce;
 pub(crate) mod approach;
 mod asked;
 pub(crate) mod backoff;
+mod choice;
 pub mod client;
 pub mod discovery;
 mod door;

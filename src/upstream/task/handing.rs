@@ -2,11 +2,12 @@
 
 use super::{AT_ONCE, Upstream};
 use crate::exchange::trace::TraceEvent;
-use crate::journal::{Delivery, Outcome, Position};
+use crate::journal::{Outcome, Position};
 use crate::message::Message;
+use crate::upstream::choice::next_delivery;
 use crate::upstream::lanes::Lane;
 use crate::upstream::session::SessionAction;
-use crate::upstream::wire::{Role, UpstreamClient};
+use crate::upstream::wire::UpstreamClient;
 
 impl<C: UpstreamClient> Upstream<C> {
     /// Sends what waits, if messages may be sent. Returns whether there may be more, or `None` if the connection accepts nothing.
@@ -30,7 +31,7 @@ impl<C: UpstreamClient> Upstream<C> {
                 (due, None)
             } else if let Some(held) = self.session.held() {
                 (held.clone(), None)
-            } else if let Some((turn, delivery)) = self.next_delivery() {
+            } else if let Some((turn, delivery)) = next_delivery(&self.lanes, &mut self.session, &mut self.readers) {
                 (delivery.message.clone(), Some((turn, delivery)))
             } else if self.session.nothing_else() {
                 continue;
@@ -83,25 +84,5 @@ impl<C: UpstreamClient> Upstream<C> {
                 self.passes.handed_over(&self.journal, &out.topic, local, !out.payload.is_empty());
             }
         }
-    }
-
-    /// The next message, from the first lane in turn that has one and may send it.
-    fn next_delivery(&mut self) -> Option<((Lane, Role), Delivery)> {
-        let mut turns = self.lanes.in_turn();
-        if !self.session.suspects(turns[0].0) && self.session.suspects(turns[1].0) {
-            turns.swap(0, 1);
-        }
-        for turn @ (lane, role) in turns {
-            let room = self.session.room(role);
-            if room > 0
-                && let Some(delivery) = self.readers.next_of(lane, room)
-            {
-                return Some((turn, delivery));
-            }
-            if self.session.suspects(lane) && self.readers.is_empty(lane) {
-                self.session.acquit(lane);
-            }
-        }
-        None
     }
 }

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use crate::journal::{Journal, Limits, WhenFull};
 use crate::message::{Draft, Message, Origin, Qos};
 use crate::status::ledger::Ledger;
+use crate::upstream::choice::next_delivery;
 use crate::upstream::lanes::{Consumers, Lane, Lanes, Readers};
 use crate::upstream::rule::UpstreamRules;
 use crate::upstream::rule::tests::{rule, settings};
@@ -44,15 +45,19 @@ struct Bench {
 
 impl Bench {
     fn new(max_inflight: u16) -> Bench {
+        Bench::with_order(max_inflight, Order::LiveFirst)
+    }
+
+    fn with_order(max_inflight: u16, order: Order) -> Bench {
         let journal = Journal::default();
         let limits = Limits { messages: 100_000, bytes: 1 << 30, when_full: WhenFull::DropOldest };
-        let consumers = Consumers::register(&journal, "home", limits, Order::LiveFirst);
+        let consumers = Consumers::register(&journal, "home", limits, order);
         let mut settings = settings();
         settings.max_inflight = max_inflight;
         settings.out.push(rule("#", "", "", OutQos::AtLeastOnce));
         Bench {
             readers: consumers.readers(),
-            lanes: Lanes::new(Order::LiveFirst, consumers.waiting()),
+            lanes: Lanes::new(order, consumers.waiting()),
             session: UpstreamSession::new(UpstreamRules::new(&settings), &settings),
             journal,
             consumers,
@@ -134,20 +139,7 @@ impl Bench {
                 self.perform(actions);
                 continue;
             }
-            let mut turns = self.lanes.in_turn();
-            if !self.session.suspects(turns[0].0) && self.session.suspects(turns[1].0) {
-                turns.swap(0, 1);
-            }
-            let next = turns.into_iter().find_map(|turn @ (lane, role)| {
-                let delivery = match self.session.room(role) {
-                    0 => None,
-                    room => self.readers.next_of(lane, room),
-                };
-                if delivery.is_none() && self.session.suspects(lane) && self.readers.is_empty(lane) {
-                    self.session.acquit(lane);
-                }
-                Some((turn, delivery?))
-            });
+            let next = next_delivery(&self.lanes, &mut self.session, &mut self.readers);
             let Some((turn, delivery)) = next else {
                 if self.session.nothing_else() {
                     continue;
@@ -249,11 +241,32 @@ fn a_message_that_ends_the_connection_is_found_in_the_backlog_while_live_ones_co
             bench.ack(1);
         }
     }
-    assert_eq!(connections, STRIKES + 2);
+    assert_eq!(connections, STRIKES + 3);
     let ledger = bench.ledger();
     assert_eq!((ledger.acked, ledger.dropped.ends_connection), (10 + u64::from(connections), 1));
     assert!(!Lane::ALL.iter().any(|lane| bench.session.suspects(*lane)));
     assert!(bench.session.has_room(Role::Live));
+}
+
+#[test]
+fn in_strict_order_nothing_passes_what_another_order_has_left_on_disk() {
+    const OLD: usize = 80;
+    let mut bench = Bench::with_order(1000, Order::LiveFirst);
+    bench.connect(V5);
+    // more than is read ahead at a time
+    let old = bench.consumers.id(bench.lanes.for_old());
+    for number in 0..OLD {
+        let payload = format!("{number} {:50000}", "");
+        bench.journal.append(&Message::new(&Bench::draft(payload.as_bytes())), &[old]).unwrap();
+    }
+    bench.lanes = Lanes::new(Order::Strict, bench.consumers.waiting());
+    bench.append(b"new");
+    while bench.ledger().pending > 0 {
+        bench.pump();
+        bench.ack(1000);
+    }
+    let place = bench.arrived.iter().position(|text| text == "new");
+    assert_eq!((place, bench.arrived.len()), (Some(OLD), OLD + 1));
 }
 
 #[test]

@@ -138,6 +138,12 @@ impl Queue {
         }
     }
 
+    /// Whether a message waits that is not in hand, on disk or not.
+    pub(crate) fn has_unread(&self) -> bool {
+        let ended = self.held.partition_point(|held| held.delivery.ordinal <= self.cursor.base);
+        self.waiting() > (self.held.len() - ended) as u64
+    }
+
     /// Takes back messages at the end of those in hand, as if they had not been handed out.
     pub(crate) fn put_back(&mut self, unused: impl DoubleEndedIterator<Item = Delivery>) {
         for delivery in unused.rev() {
