@@ -3,27 +3,11 @@
 use axum::http::Uri;
 
 use super::problem::HttpProblem;
+use crate::net::percent;
 
 /// Decodes `%XX`; in a query, also `+` as a space.
 pub(crate) fn decode(text: &str, is_query: bool) -> Result<String, HttpProblem> {
-    let mut decoded = Vec::with_capacity(text.len());
-    let mut bytes = text.bytes();
-    let digit = |byte: Option<u8>| byte.and_then(|byte| char::from(byte).to_digit(16));
-    while let Some(byte) = bytes.next() {
-        decoded.push(match byte {
-            b'%' => match (digit(bytes.next()), digit(bytes.next())) {
-                (Some(high), Some(low)) => (high * 16 + low) as u8,
-                _ => {
-                    return Err(HttpProblem::bad_request(
-                        "a '%' in the address is not followed by two hexadecimal digits",
-                    ));
-                }
-            },
-            b'+' if is_query => b' ',
-            other => other,
-        });
-    }
-    String::from_utf8(decoded).map_err(|_| HttpProblem::bad_request("the address is not UTF-8"))
+    percent::decode(text, is_query).map_err(|problem| HttpProblem::bad_request(problem.to_string()))
 }
 
 /// The query parameters of a request, in order.

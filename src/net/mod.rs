@@ -3,6 +3,7 @@
 pub mod address;
 pub(crate) mod descriptors;
 pub mod forwarded;
+pub(crate) mod percent;
 pub(crate) mod port;
 pub(crate) mod queue;
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use crate::net::percent;
 use crate::secret::Secret;
 
 /// The protocol of an upstream's address.
@@ -171,8 +172,10 @@ impl Proxy {
                 let (user, password) = login.split_once(':')?;
                 // the lengths that SOCKS5 allows [RFC 1929]
                 let fits = |text: &str| (1..=255).contains(&text.len());
-                (fits(user) && fits(password)).then_some(())?;
-                (Some((user.to_owned(), Secret::new(password))), place)
+                let decoded = |part| percent::decode(part, false).ok();
+                let (user, password) = (decoded(user)?, decoded(password)?);
+                (fits(&user) && fits(&password)).then_some(())?;
+                (Some((user, Secret::new(&*password))), place)
             }
             None => (None, rest),
         };
@@ -263,7 +266,21 @@ mod tests {
         let proxy = Proxy::parse("socks5://me:p@ss:word@h").unwrap();
         assert!(proxy.login.as_ref().is_some_and(|(user, password)| user == "me" && password.expose() == "p@ss:word"));
         assert!(!format!("{proxy:?}").contains("p@ss"));
-        for bad in ["proxy:8080", "https://proxy", "http://", "http://me@proxy", "http://proxy/x", "socks4://h"] {
+        let proxy = Proxy::parse("http://me%40corp:p%40ss%3Aw%2F@h").unwrap();
+        assert!(
+            proxy.login.as_ref().is_some_and(|(user, password)| user == "me@corp" && password.expose() == "p@ss:w/")
+        );
+        for bad in [
+            "http://me:100%@h",
+            "http://me:%zz@h",
+            "http://me:%ff@h",
+            "proxy:8080",
+            "https://proxy",
+            "http://",
+            "http://me@proxy",
+            "http://proxy/x",
+            "socks4://h",
+        ] {
             assert_eq!(Proxy::parse(bad), None, "{bad}");
         }
     }
