@@ -2,12 +2,13 @@
 //!
 //! **Version.** Version 5 is tried first. The next attempt uses 3.1.1 if the upstream answers that it does not know version
 //! 5, if it does not answer, if its answer is not MQTT 5, or if it closes the connection twice in a row before it has
-//! answered. If 3.1.1 works, version 5 is not tried again for an hour. If version 5 has worked before, a connection
-//! that ends early proves nothing: then it takes [`ODD_ENDS`] in a row.
+//! answered. If 3.1.1 works, version 5 is not tried again for an hour, or for a minute if the upstream
+//! may only have been starting. If version 5 has worked before, one such connection
+//! proves nothing: then it takes [`ODD_ENDS`] in a row, because another server may have come to that address.
 //!
 //! **Will.** An upstream may refuse or close the connection because of the will, or never answer: its retain flag, its QoS
 //! or its topic. If that may be the reason, the next attempt leaves out the flag, and then the whole will. What works
-//! is kept for an hour, and after silence for five minutes.
+//! is kept for an hour if the answer was clear, and otherwise for a minute, because the upstream may have been starting.
 //!
 //! **Pause.** An address that asks to be left alone is not tried for a minute at least, also if another one is.
 
@@ -18,10 +19,10 @@ use super::wire::{Broken, ConnectOffer, StatusWill};
 
 /// How long the results of attempts are kept, in milliseconds.
 const REMEMBERED_MS: u64 = 3_600_000;
-/// The same for a will that was left out because the upstream was silent.
-const SILENT_MS: u64 = 300_000;
-/// The number of connections in a row that must end early before an upstream for which version 5 has worked is tried with
-/// 3.1.1.
+/// The same if the reason may have been that the upstream was starting or ending.
+const DOUBTFUL_MS: u64 = 60_000;
+/// The number of connections in a row without an answer of version 5 before an upstream for which it has worked is tried
+/// with 3.1.1.
 pub(crate) const ODD_ENDS: u32 = 5;
 /// The same number for an upstream for which no version has worked yet.
 const ENDS: u32 = 2;
@@ -40,7 +41,7 @@ struct KnownAddress {
     spoke_v5: bool,
     /// Version 3.1.1 is used until this time, in milliseconds of the boot clock.
     v311_until: Option<u64>,
-    /// The number of connections with version 5 in a row that ended early.
+    /// The number of connections with version 5 in a row that got no answer of that version.
     ends: u32,
     /// Whether the next attempt, and only that one, uses 3.1.1.
     try_v311: bool,
@@ -52,8 +53,10 @@ struct KnownAddress {
     doubts: u32,
     /// A will for one attempt.
     trial: Option<StatusWill>,
-    /// Whether the last such doubt came from silence.
-    is_silent: bool,
+    /// Whether the last such doubt came from an answer that an upstream may also give while it is starting.
+    is_doubtful: bool,
+    /// The same for the version.
+    is_version_doubtful: bool,
     /// The number of times in a row that the address asked to be left alone, and the time until which it is, in milliseconds
     /// of the boot clock.
     sent_away: u32,
@@ -152,13 +155,17 @@ impl Approach {
         (known.ends, known.try_v311, known.doubts) = (0, false, 0);
         match offer.version {
             Version::V5 => known.spoke_v5 = true,
-            _ if settings.protocol == Protocol::Auto => known.v311_until = Some(now + REMEMBERED_MS),
+            _ if settings.protocol == Protocol::Auto => {
+                // another server may have come to this address
+                known.spoke_v5 = false;
+                let time = if known.is_version_doubtful { DOUBTFUL_MS } else { REMEMBERED_MS };
+                known.v311_until = Some(now + time);
+            }
             _ => {}
         }
         let is_news = known.trial.is_some();
         if let Some(will) = known.trial.take() {
-            // an upstream that was silent may have been down
-            let time = if known.is_silent { SILENT_MS } else { REMEMBERED_MS };
+            let time = if known.is_doubtful { DOUBTFUL_MS } else { REMEMBERED_MS };
             (known.will, known.will_until) = (will, now + time);
         }
         is_news
@@ -177,14 +184,18 @@ impl Approach {
         let trial = known.trial.take();
         let may_fall_back = settings.protocol == Protocol::Auto && !settings.v5_only;
         if may_fall_back && offer.version == Version::V5 {
-            known.ends = if *why == Broken::Closed { known.ends + 1 } else { 0 };
+            let has_no_answer = matches!(why, Broken::Closed | Broken::Silent | Broken::Garbled);
+            known.ends = if has_no_answer { known.ends.saturating_add(1) } else { 0 };
             let patience = if known.spoke_v5 { ODD_ENDS } else { ENDS };
             match why {
                 Broken::Version => known.try_v311 = true,
                 // an old broker may answer in the form of 3.1.1, or with anything else that is not version 5
                 Broken::Silent | Broken::Garbled if !known.spoke_v5 => known.try_v311 = true,
-                Broken::Closed if known.ends >= patience => known.try_v311 = true,
+                _ if has_no_answer && known.ends >= patience => known.try_v311 = true,
                 _ => {}
+            }
+            if known.try_v311 {
+                known.is_version_doubtful = matches!(why, Broken::Closed | Broken::Silent);
             }
             if known.try_v311 || (*why == Broken::Closed && !known.spoke_v5) {
                 // the will is not the reason for this failure
@@ -210,7 +221,7 @@ impl Approach {
         };
         let Some((will, is_clear)) = doubt else { return NextAttempt::NextAddress };
         known.doubts += 1;
-        known.is_silent = *why == Broken::Silent;
+        known.is_doubtful = !is_clear;
         if is_clear || known.doubts % WILL_EVERY == 2 {
             known.trial = Some(will);
         } else if matches!(why, Broken::Closed | Broken::Silent) && known.doubts % WILL_EVERY == 1 && known.doubts > 1 {
@@ -276,6 +287,9 @@ mod tests {
             // version 5 has worked before
             (vec![None, Some(Closed), Some(Closed), Some(Closed), Some(Silent)], "55555"),
             (vec![None, Some(Closed), Some(Closed), Some(Closed), Some(Closed), Some(Closed), None], "5555554"),
+            (vec![None, Some(Silent), Some(Silent), Some(Silent), Some(Silent), Some(Silent), None], "5555554"),
+            (vec![None, Some(Garbled), Some(Closed), Some(Silent), Some(Garbled), Some(Closed), None], "5555554"),
+            (vec![None, Some(Silent), Some(Silent), Some(Silent), down(), Some(Silent), Some(Silent)], "5555555"),
             (vec![None, Some(Version), None], "554"),
         ] {
             assert_eq!(versions(&auto, &mut Approach::default(), &answers), expected, "{answers:?}");

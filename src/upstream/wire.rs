@@ -229,6 +229,9 @@ pub enum Broken {
     /// The upstream closed the connection with a reason.
     #[error("it closed the connection: {1}")]
     Dismissed(u8, String),
+    /// The upstream closed the connection with a reason that concerns no message.
+    #[error("{1}")]
+    Ended(EndReason, String),
     /// Another client has connected with our client id.
     #[error("another client has connected with our client id")]
     TakenOver,
@@ -264,6 +267,29 @@ impl Broken {
     }
 }
 
+/// What an upstream closes connections for that is not one message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndReason {
+    /// It wants no connection here, so another address may be better.
+    Elsewhere,
+    /// Too much, or something that it does not permit, was asked for.
+    TooMuch,
+    /// An administrator ended the connection, or a policy did.
+    Administrative,
+}
+
+impl Broken {
+    /// Whether another address may be better.
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        matches!(self, Broken::Ended(EndReason::Elsewhere | EndReason::Administrative, _))
+    }
+
+    /// Whether what was asked for at the beginning may be the reason.
+    pub(crate) fn may_be_asked_for(&self) -> bool {
+        matches!(self, Broken::Ended(EndReason::TooMuch | EndReason::Administrative, _))
+    }
+}
+
 /// Writes `NotAuthorized` as "not authorized".
 pub(crate) fn words(code: &impl std::fmt::Debug) -> String {
     let mut text = String::new();
@@ -273,7 +299,7 @@ pub(crate) fn words(code: &impl std::fmt::Debug) -> String {
         }
         text.extend(c.to_lowercase());
     }
-    text
+    text.replace("qo s", "QoS")
 }
 
 /// The most characters that are shown of a text from outside.

@@ -12,9 +12,11 @@ mod faults;
 mod large;
 mod lasting;
 mod line;
+mod names;
 mod orphans;
 mod outage;
 mod played;
+mod quotas;
 mod sessions;
 mod strangers;
 #[path = "../support/mod.rs"]

@@ -109,30 +109,22 @@ impl UpstreamClient for RemoteClient {
             Some(password) => Some(password::fetch(password).await.map_err(Broken::Unprepared)?),
             None => None,
         };
-        let mut silent = Vec::new();
+        let mut broken_peers = BrokenPeers::default();
         loop {
             let with = (settings, self.max_packet_size);
-            let answer = attempt(with, address, offer, password.as_ref(), &silent, mark).await;
-            match answer {
+            let answer = attempt(with, address, offer, password.as_ref(), &broken_peers.known, mark).await;
+            let (broken, peer) = match answer {
                 Ok((connection, link)) => {
                     self.connection = Some(connection);
                     return Ok(link);
                 }
-                // one of the addresses of a name may lead nowhere, or to a broken upstream
-                Err((broken, Some(peer)))
-                    if is_of_peer(&broken) && !silent.contains(&peer) && silent.len() < MOST_SILENT =>
-                {
-                    if broken == Broken::Silent {
-                        // the upstream may have received the CONNECT, and may belong to the same cluster as the next one
-                        mark.is_unanswered();
-                    }
-                    silent.push(peer);
-                    if !dial::has_others(&address.host, address.port, &silent).await {
-                        return Err(broken);
-                    }
-                }
-                Err((broken, _)) => return Err(broken),
+                Err(failed) => failed,
+            };
+            if broken == Broken::Silent && peer.is_some() {
+                // the upstream may have received the CONNECT, and may belong to the same cluster as the next one
+                mark.is_unanswered();
             }
+            broken_peers.add(address, broken, peer).await?;
         }
     }
 
@@ -174,10 +166,36 @@ impl UpstreamClient for RemoteClient {
 
 /// Whether another address of the same name may work although this one does not.
 fn is_of_peer(broken: &Broken) -> bool {
-    matches!(broken, Broken::Silent | Broken::Closed | Broken::Failed(_) | Broken::Lasting(_) | Broken::Garbled)
+    use Broken::{Abrupt, Closed, Failed, Garbled, Lasting, NotYetValid, Silent};
+    matches!(broken, Silent | Closed | Abrupt(_) | Failed(_) | Lasting(_) | NotYetValid(_) | Garbled)
 }
 
-/// Makes one attempt. The error also has the address that was tried.
+/// The addresses of a name that have led nowhere, or to a broken upstream. The others are tried.
+#[derive(Default)]
+struct BrokenPeers {
+    known: Vec<IpAddr>,
+    /// What was wrong with the last one.
+    last: Option<Broken>,
+}
+
+impl BrokenPeers {
+    /// Records a failed attempt at an address, if one was reached. Returns the error to report if no other is to be tried.
+    async fn add(&mut self, address: &UpstreamAddress, broken: Broken, peer: Option<IpAddr>) -> Result<(), Broken> {
+        // what was wrong with one that answered tells more than that the others cannot be reached
+        let Some(peer) = peer else { return Err(self.last.take().unwrap_or(broken)) };
+        if !is_of_peer(&broken) || self.known.contains(&peer) || self.known.len() >= MOST_SILENT {
+            return Err(broken);
+        }
+        self.known.push(peer);
+        if !dial::has_others(&address.host, address.port, &self.known).await {
+            return Err(broken);
+        }
+        self.last = Some(broken);
+        Ok(())
+    }
+}
+
+/// Makes one attempt. The error also has the address that was reached.
 async fn attempt(
     (settings, max_packet_size): (&UpstreamSettings, usize),
     address: &UpstreamAddress,
@@ -188,12 +206,13 @@ async fn attempt(
 ) -> Result<(UpstreamConnection, Link), (Broken, Option<IpAddr>)> {
     let begin = Instant::now();
     let end = begin + settings.connect_timeout;
-    let stream =
-        timeout_at(end, open(settings, address, offer.has_small_segments, silent)).await.unwrap_or_else(|_| {
-            let seconds = settings.connect_timeout.as_secs_f32();
-            Err(Broken::Failed(format!("there is no connection within {seconds} s (connect_timeout)")))
-        });
-    let (stream, peer) = stream.map_err(|broken| (broken, None))?;
+    let mut peer = None;
+    let stream = timeout_at(end, open(settings, address, offer.has_small_segments, silent, &mut peer)).await;
+    let stream = stream.unwrap_or_else(|_| {
+        let seconds = settings.connect_timeout.as_secs_f32();
+        Err(Broken::Failed(format!("there is no connection within {seconds} s (connect_timeout)")))
+    });
+    let stream = stream.map_err(|broken| (broken, peer))?;
     // limited to a part of the time, as explained there
     let _ = timeout(settings.connect_timeout / 4, mark.asks()).await;
     let mut connection = connection(stream, settings, offer.version, max_packet_size);
@@ -233,28 +252,41 @@ async fn over(stream: Box<dyn UpstreamStream>, address: &UpstreamAddress) -> Res
 
 /// Whether TCP, and TLS if it is needed, can be established with an address.
 pub(super) async fn is_reachable(settings: &UpstreamSettings, address: &UpstreamAddress) -> bool {
-    matches!(timeout(settings.connect_timeout, open(settings, address, false, &[])).await, Ok(Ok(_)))
+    let mut broken_peers = BrokenPeers::default();
+    loop {
+        let mut peer = None;
+        let opening = open(settings, address, false, &broken_peers.known, &mut peer);
+        let broken = match timeout(settings.connect_timeout, opening).await {
+            Ok(Ok(_)) => return true,
+            Ok(Err(broken)) => broken,
+            Err(_) => Broken::Silent,
+        };
+        if broken_peers.add(address, broken, peer).await.is_err() {
+            return false;
+        }
+    }
 }
 
-/// Opens the stream for MQTT, and returns the remote address unless there is a proxy.
+/// Opens the stream for MQTT. `peer` becomes the remote address as soon as it is reached, unless there is a proxy.
 async fn open(
     settings: &UpstreamSettings,
     address: &UpstreamAddress,
     has_small_segments: bool,
     silent: &[IpAddr],
-) -> Result<(Box<dyn UpstreamStream>, Option<IpAddr>), Broken> {
+    peer: &mut Option<IpAddr>,
+) -> Result<Box<dyn UpstreamStream>, Broken> {
     let failed = |error: std::io::Error| tls::broken_io(&error);
     // missing files are noticed before the network is used
     let secure = if address.scheme.is_tls() { Some(Secure::prepare(settings, address).await?) } else { None };
-    let (mut tcp, peer) = match &settings.proxy {
+    let mut tcp = match &settings.proxy {
         None => {
             let tcp = dial::dial(&address.host, address.port, has_small_segments, silent).await.map_err(failed)?;
-            let peer = tcp.peer_addr().ok().map(|peer| peer.ip());
-            (tcp, peer)
+            *peer = tcp.peer_addr().ok().map(|peer| peer.ip());
+            tcp
         }
         Some(proxy) => {
             let tcp = dial::dial(&proxy.host, proxy.port, has_small_segments, &[]).await;
-            (tcp.map_err(|error| tls::broken_io(&error).of(format_args!("proxy {proxy}")))?, None)
+            tcp.map_err(|error| tls::broken_io(&error).of(format_args!("proxy {proxy}")))?
         }
     };
     // data that belongs together is written together already
@@ -270,7 +302,7 @@ async fn open(
         Some(secure) => Box::new(secure.connect(tcp).await?),
         None => Box::new(tcp),
     };
-    Ok((over(stream, address).await?, peer))
+    over(stream, address).await
 }
 
 /// The parts for a TLS connection.

@@ -12,7 +12,7 @@ use crate::message::{Qos, TopicFilter, check_topic, via};
 use crate::secret::Secret;
 use crate::upstream::properties::gateway_in;
 use crate::upstream::settings::UpstreamSettings;
-use crate::upstream::wire::{Broken, ClientEvent, InMessage, Link, StatusWill, Version, said, words};
+use crate::upstream::wire::{Broken, ClientEvent, EndReason, InMessage, Link, StatusWill, Version, said, words};
 
 /// The number of messages that the upstream may send before the first is acknowledged.
 const RECEIVE_MAXIMUM: u16 = 100;
@@ -171,7 +171,8 @@ fn refused(connack: &ConnAck) -> Broken {
         Code::UnsupportedProtocolVersion | Code::RefusedProtocolVersion => return Broken::Version,
         Code::UseAnotherServer | Code::ServerMoved => {
             let server = properties.and_then(|properties| properties.server_reference.as_deref());
-            return elsewhere(&why, server, code == Code::ServerMoved);
+            let why = elsewhere(&why, server);
+            return if code == Code::ServerMoved { Broken::Lasting(why) } else { Broken::Failed(why) };
         }
         // this ends without a person
         Code::ServiceUnavailable | Code::ServerUnavailable | Code::ServerBusy => return Broken::Failed(why),
@@ -191,14 +192,15 @@ fn with_reason(words: String, reason: Option<&str>) -> String {
 
 /// An upstream that refers to another server. The gateway does not follow, because otherwise the host that answers could
 /// decide who gets the messages and the password, and two servers could refer to each other for ever.
-fn elsewhere(why: &str, server: Option<&str>, is_for_ever: bool) -> Broken {
+fn elsewhere(why: &str, server: Option<&str>) -> String {
     let server = server.map_or("no server".into(), said);
-    let why = format!("{why}: it names {server}, which is gone to only if it stands in `addresses`");
-    if is_for_ever { Broken::Lasting(why) } else { Broken::Failed(why) }
+    format!("{why}: it names {server}, which is gone to only if it stands in `addresses`")
 }
 
 /// The reason code with which an upstream ends the connection because of a retain flag [MQTT-5 3.14.2.1].
 const RETAIN_NOT_SUPPORTED: u8 = 0x9a;
+/// The same because of QoS 2.
+const QOS_NOT_SUPPORTED: u8 = 0x9b;
 
 fn dismissed(disconnect: &Disconnect) -> Broken {
     let code = disconnect.reason_code;
@@ -208,9 +210,17 @@ fn dismissed(disconnect: &Disconnect) -> Broken {
         DisconnectReasonCode::SessionTakenOver => Broken::TakenOver,
         DisconnectReasonCode::UseAnotherServer | DisconnectReasonCode::ServerMoved => {
             let server = properties.and_then(|properties| properties.server_reference.as_deref());
-            elsewhere(&why, server, code == DisconnectReasonCode::ServerMoved)
+            Broken::Ended(EndReason::Elsewhere, elsewhere(&why, server))
         }
+        DisconnectReasonCode::ServerBusy | DisconnectReasonCode::ServerShuttingDown => {
+            Broken::Ended(EndReason::Elsewhere, why)
+        }
+        DisconnectReasonCode::QuotaExceeded
+        | DisconnectReasonCode::MessageRateTooHigh
+        | DisconnectReasonCode::ReceiveMaximumExceeded => Broken::Ended(EndReason::TooMuch, why),
+        DisconnectReasonCode::AdministrativeAction => Broken::Ended(EndReason::Administrative, why),
         DisconnectReasonCode::RetainNotSupported => Broken::Dismissed(RETAIN_NOT_SUPPORTED, why),
+        DisconnectReasonCode::QoSNotSupported => Broken::Dismissed(QOS_NOT_SUPPORTED, why),
         code if concerns_message(code) => Broken::Dismissed(0x80, why),
         _ => Broken::Failed(why),
     }

@@ -47,6 +47,7 @@ impl UpstreamSession {
         }
         if message.is_status {
             message.outcome = Some(LedgerOutcome::Acked);
+            self.status_refused(refused.then_some(reason));
             self.status_answered(now, &mut actions);
             self.settle(&mut actions);
         } else if reason == RETAIN_NOT_SUPPORTED && message.retain && message.source.is_some() {
@@ -65,7 +66,7 @@ impl UpstreamSession {
         } else if !refused && self.was_trial(at) {
             self.got_through = true;
             self.hold_again(at);
-        } else if !self.proves_flag(at) {
+        } else if !self.proves_flag(at, now) {
             let message = &mut self.in_flight[at];
             self.got_through |= !refused;
             self.put_off.trial.others_arrive(!refused);
@@ -86,9 +87,16 @@ impl UpstreamSession {
     }
 
     /// Whether a message was acknowledged without its retain flag and must be sent again with it: see [`suspect`].
-    fn proves_flag(&mut self, at: usize) -> bool {
-        let Some(source) = &self.in_flight[at].source else { return false };
-        if self.suspicion.acked(source.lane, source.position) {
+    fn proves_flag(&mut self, at: usize, now: u64) -> bool {
+        let message = &self.in_flight[at];
+        let Some(source) = &message.source else { return false };
+        if message.is_exact {
+            self.suspicion.arrived_exactly();
+        }
+        if self.suspicion.acked(source.lane, source.position, now) {
+            if self.suspicion.doubts_exact() {
+                self.refuse_exact("it closes the connection when it gets it");
+            }
             return false;
         }
         self.hold_again(at);

@@ -92,7 +92,7 @@ impl UpstreamSession {
         self.opening.forget();
         self.learned.forget();
         self.forget_granted();
-        self.retain_refused = false;
+        (self.retain_refused, self.exact_refused) = (false, false);
         let mut actions = Vec::new();
         if self.link.is_some() {
             let gone = before.iter().filter(|(filter, _)| wanted.iter().all(|(kept, _)| kept != filter));

@@ -319,7 +319,7 @@ impl UpstreamSession {
 
     /// Processes a PUBREC for this packet id.
     pub(crate) fn recorded(&mut self, packet_id: u16, now: u64) -> Vec<SessionAction> {
-        self.last_answer = now;
+        (self.last_answer, self.has_recorded) = (now, true);
         let is_it = |message: &&mut SentMessage| message.packet_id == Some(packet_id) && message.is_unanswered();
         match self.in_flight.iter_mut().find(is_it) {
             // while this is being written, nothing more is sent

@@ -2,7 +2,7 @@
 
 use tracing::{debug, info, warn};
 
-use super::UpstreamSession;
+use super::{RETAIN_NOT_SUPPORTED, UpstreamSession};
 use crate::message::{Qos, TopicFilter};
 use crate::upstream::wire::Link;
 
@@ -38,6 +38,23 @@ impl UpstreamSession {
                 "the upstream takes no retained messages: all go up without the flag, and who subscribes there later does not \
                  get the last ones"
             );
+        }
+    }
+
+    /// Reports that the upstream refuses the status with this reason code, once, or that it does not any more.
+    pub(super) fn status_refused(&mut self, reason: Option<u8>) {
+        if std::mem::replace(&mut self.status_refusal, reason) == reason {
+            return;
+        }
+        let (upstream, topic) = (&self.name, self.status_topic.as_deref().unwrap_or_default());
+        match reason {
+            Some(RETAIN_NOT_SUPPORTED) => self.refuse_retain("reason code 0x9A, for the status"),
+            Some(reason) => warn!(
+                upstream,
+                topic,
+                "the upstream refuses the message to status_topic (reason code {reason:#04x}): the status there may be wrong"
+            ),
+            None => info!(upstream, topic, "the upstream takes the status again"),
         }
     }
 

@@ -8,7 +8,15 @@ use super::opening::SessionOpening;
 pub(super) struct Learned {
     /// The index of the address in use.
     address: usize,
-    others: Vec<(usize, bool, SessionOpening)>,
+    others: Vec<(usize, LearnedThere)>,
+}
+
+/// What one address has taught.
+#[derive(Debug, Default)]
+struct LearnedThere {
+    retain_refused: bool,
+    exact_refused: bool,
+    opening: SessionOpening,
 }
 
 impl Learned {
@@ -24,11 +32,15 @@ impl UpstreamSession {
         if self.learned.address == address {
             return;
         }
-        let known = self.learned.others.iter().position(|(other, ..)| *other == address);
+        let known = self.learned.others.iter().position(|(other, _)| *other == address);
         let known = known.map(|at| self.learned.others.swap_remove(at));
-        let (_, retain_refused, opening) = known.unwrap_or_default();
+        let (_, known) = known.unwrap_or_default();
         let before = std::mem::replace(&mut self.learned.address, address);
-        let retain_refused = std::mem::replace(&mut self.retain_refused, retain_refused);
-        self.learned.others.push((before, retain_refused, std::mem::replace(&mut self.opening, opening)));
+        let there = LearnedThere {
+            retain_refused: std::mem::replace(&mut self.retain_refused, known.retain_refused),
+            exact_refused: std::mem::replace(&mut self.exact_refused, known.exact_refused),
+            opening: std::mem::replace(&mut self.opening, known.opening),
+        };
+        self.learned.others.push((before, there));
     }
 }

@@ -42,6 +42,7 @@ mod put_off;
 mod rate;
 mod sent;
 mod suspect;
+mod suspicion;
 mod under_way;
 
 use std::collections::VecDeque;
@@ -56,7 +57,7 @@ use self::opening::SessionOpening;
 use self::put_off::PutOff;
 use self::rate::Throttle;
 use self::sent::{SentFrom, SentMessage};
-use self::suspect::Suspicion;
+use self::suspicion::Suspicion;
 use self::under_way::UnderWay;
 #[cfg(test)]
 pub(crate) use self::under_way::{BACKLOG_BYTES, UNDER_WAY_BYTES};
@@ -79,6 +80,8 @@ const MOST_PASSED: u64 = 500;
 const TRANSIENT: [u8; 2] = [IN_USE, 0x97];
 /// The reason code "retain not supported" [MQTT-5 3.14.2.1].
 const RETAIN_NOT_SUPPORTED: u8 = 0x9a;
+/// The reason code for a QoS that the upstream does not take.
+const QOS_NOT_SUPPORTED: u8 = 0x9b;
 const FIRST_PAUSE_MS: u64 = 1_000;
 const LONGEST_PAUSE_MS: u64 = 60_000;
 
@@ -145,8 +148,14 @@ pub(crate) struct UpstreamSession {
     throttle: Throttle,
     /// Whether the upstream does not accept the retain flag.
     retain_refused: bool,
+    /// Whether the upstream does not accept QoS 2.
+    exact_refused: bool,
+    /// The reason code with which the status was refused.
+    status_refusal: Option<u8>,
     /// Whether the upstream has acknowledged a message of the journal on this connection.
     got_through: bool,
+    /// Whether the upstream has received a message at QoS 2 on this connection.
+    has_recorded: bool,
     pause: Option<Pause>,
     /// The number of pauses in a row.
     pauses: u32,
@@ -199,7 +208,10 @@ impl UpstreamSession {
             granted: Granted::default(),
             throttle: Throttle::new(settings.rate),
             retain_refused: false,
+            exact_refused: false,
+            status_refusal: None,
             got_through: false,
+            has_recorded: false,
             pause: None,
             pauses: 0,
             own_put_off: false,
@@ -262,11 +274,12 @@ impl UpstreamSession {
 
     /// Handles a connection that the upstream has accepted.
     pub(crate) fn connected(&mut self, link: Link, now: u64) -> Vec<SessionAction> {
+        let link = self.taken(link);
         self.link = Some(link);
         let mut actions = Vec::new();
         self.resume_exchanges(link.session_present, &mut actions);
-        self.suspicion.connected();
-        (self.got_through, self.is_out_of_order) = (false, false);
+        self.suspicion.connected(now);
+        (self.got_through, self.has_recorded, self.is_out_of_order) = (false, false, false);
         (self.renews, self.lets_out) = (false, false);
         (self.handed, self.oldest_passed, self.line_until) = (0, None, 0);
         self.put_off.connected();
@@ -287,10 +300,14 @@ impl UpstreamSession {
         let is_explained = std::mem::take(&mut self.is_explained);
         match why {
             Broken::Dismissed(RETAIN_NOT_SUPPORTED, _) => self.refuse_retain("reason code 0x9A"),
+            Broken::Dismissed(QOS_NOT_SUPPORTED, _) => self.refuse_exact("reason code 0x9B"),
             _ if is_explained => {}
+            // what frees packet ids is sent before all the rest
+            Broken::Closed | Broken::Dismissed(..) if self.ended_while_freeing() => {}
             Broken::Closed | Broken::Dismissed(..) if !self.opening_ended(now) && !self.ended_at_release(now) => {
-                self.suspect(&mut actions);
+                self.suspect(now, &mut actions);
             }
+            why if why.may_be_asked_for() => drop(self.opening_ended(now)),
             Broken::Silent if !self.opening_silent(now) => self.went_silent(now),
             _ => {}
         }

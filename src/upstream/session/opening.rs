@@ -2,8 +2,9 @@
 //!
 //! An upstream may close the connection because of one of these packets, for example by a policy or a limit. As long as one
 //! is unanswered, it is suspected before any message. On the next connection they are sent one after the other, each when
-//! the previous one is answered. A packet that ends the connection twice while it is the only unanswered one is left out for
-//! an hour, and forwarding continues. One at which the connection goes silent, so that nothing is answered any more, is left
+//! the previous one is answered. A packet that ends the connection twice while it is the only unanswered one is left out, and
+//! forwarding continues: for a minute at first, because the upstream may be restarting, and then ever longer, up to an hour.
+//! One at which the connection goes silent, so that nothing is answered any more, is left
 //! out at once, but only for a minute at first, because the line may be the reason. After that time it is sent on the
 //! connection that there is.
 //!
@@ -23,8 +24,8 @@ pub(crate) const FILTERS: usize = 8;
 pub(crate) const ANSWER_MS: u64 = 10_000;
 /// How long a packet is left out before it is tried again, in milliseconds.
 const LEFT_OUT_MS: u64 = 3_600_000;
-/// The same when the connection went silent at it for the first time; it doubles each time.
-const SILENT_MS: u64 = 60_000;
+/// The same for the first time; it doubles each time.
+const FIRST_MS: u64 = 60_000;
 /// The reason code "unspecified error" [MQTT-5 3.9.3].
 const UNSPECIFIED: u8 = 0x80;
 /// The number of connections that a packet may end before it is left out.
@@ -86,9 +87,21 @@ pub(super) struct SessionOpening {
     entries: Vec<OpeningEntry>,
     /// Whether the status is sent without the retain flag, to see whether the flag ends connections.
     status_without_flag: bool,
+    /// Whether the last connection ended while a single part was unanswered.
+    has_found: bool,
+}
+
+/// How long a part is left out after it was so many times before, in milliseconds.
+fn left_out_for(times: u32) -> u64 {
+    (FIRST_MS << times.min(10)).min(LEFT_OUT_MS)
 }
 
 impl SessionOpening {
+    /// Whether the last connection has shown which part may be the reason for its end.
+    pub(super) fn has_found(&self) -> bool {
+        self.has_found
+    }
+
     /// Whether messages must wait.
     pub(crate) fn is_waiting(&self) -> bool {
         self.patience.is_some()
@@ -149,7 +162,7 @@ impl SessionOpening {
         let entry = &mut self.entries[at];
         entry.strikes += 1;
         if entry.strikes >= STRIKES {
-            entry.until = Some(now + LEFT_OUT_MS);
+            entry.until = Some(now + left_out_for(entry.strikes - STRIKES));
         }
         entry.strikes
     }
@@ -157,7 +170,7 @@ impl SessionOpening {
     /// Leaves out a part at which the connection went silent, and returns for how long.
     fn strike_silent(&mut self, what: OpeningStep, now: u64) -> u64 {
         let strikes = self.strike(what.clone(), now);
-        let wait = (SILENT_MS << (strikes - 1).min(10)).min(LEFT_OUT_MS);
+        let wait = left_out_for(strikes - 1);
         if let Some(entry) = self.entries.iter_mut().find(|entry| entry.what == what) {
             entry.until = Some(now + wait);
         }
@@ -198,6 +211,7 @@ impl UpstreamSession {
     /// Starts the opening of a new connection.
     pub(super) fn open(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
         self.opening.clear();
+        self.opening.has_found = false;
         let subscriptions = self.rules.subscriptions();
         let known = self.opening.entries.iter().map(|entry| entry.what.clone());
         self.opening.left_out = known.filter(|what| self.opening.is_left_out(what, now)).collect();
@@ -401,6 +415,7 @@ impl UpstreamSession {
                 info!(upstream, "the upstream closed the connection before it had answered: one thing at a time now")
             }
             Some(what) => {
+                self.opening.has_found = true;
                 let strikes = self.opening.strike(what.clone(), now);
                 match &what {
                     OpeningStep::Filter(filter) if strikes >= STRIKES && strikes.is_power_of_two() => {
@@ -408,7 +423,7 @@ impl UpstreamSession {
                         warn!(
                             upstream, %filter, rule,
                             "the upstream closes the connection when asked for this subscription: nothing comes down by \
-                             it, and it is left out for an hour"
+                             it, and it is left out for a while, up to an hour"
                         );
                     }
                     OpeningStep::Status if strikes >= STRIKES => self.status_ended(),
@@ -469,7 +484,9 @@ impl UpstreamSession {
         self.opening.status_without_flag = false;
         warn!(
             upstream,
-            topic, "the upstream closes the connection when it gets status_topic: the status is left out for an hour"
+            topic,
+            "the upstream closes the connection when it gets status_topic: the status is left out for a while, up \
+             to an hour"
         );
     }
 }

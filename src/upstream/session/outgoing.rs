@@ -60,7 +60,10 @@ impl UpstreamSession {
         match self.outgoing(message, is_current, now) {
             Ok(mut out) => {
                 out.retain &= !self.suspicion.leaves_out_flag(lane, position);
-                if out.qos == Qos::ExactlyOnce {
+                if self.suspicion.leaves_out_exact(lane, position) {
+                    // its packet id is not freed, because the end of the connection would not tell which of both was the reason
+                    out.qos = out.qos.min(Qos::AtLeastOnce);
+                } else if out.qos == Qos::ExactlyOnce {
                     let packet_id = exact::packet_id(lane, source.ordinal);
                     (out.packet_id, out.is_repeated) = (Some(packet_id), source.resent);
                     self.use_id(packet_id, actions);
@@ -69,7 +72,7 @@ impl UpstreamSession {
                 }
                 in_flight = in_flight.with(&out, now);
                 self.count_handed(&mut in_flight);
-                self.suspicion.sent();
+                self.suspicion.sent(now);
                 self.throttle.count(now);
                 actions.push(SessionAction::Publish(out));
             }

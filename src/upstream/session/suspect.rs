@@ -4,270 +4,48 @@
 //! over its quota, closes it at every message. So after such an end messages are sent one at a time, and a message is set
 //! aside only on evidence that it alone is the cause:
 //!
-//! - It was the only message in flight when the connection ended, [`STRIKES`] times, and the first time it was the first
-//!   message of its connection. So the cause is not the number of messages on a connection.
+//! - It was the only message in flight when the connection ended, [`STRIKES`] times, and the first and the last time it was
+//!   the first message of its connection. So the cause is not the number of messages on a connection.
 //! - Between these times others were acknowledged. For this, a message that has ended a connection is held back on the next
 //!   one until others after it are acknowledged, of another topic if there is one. If there are no others, nothing counts.
 //! - If different messages end connections in turn, none of them is the cause: all are kept and tried again in order, more
-//!   and more slowly.
+//!   and more slowly. Each begins anew when another one ends a connection, and its last attempt counts only after at least
+//!   as long a time without acknowledgements as the upstream has needed before it took others: it may take so many messages
+//!   in some time, and close the connection at any beyond them.
+//! - If messages that have ended connections are acknowledged later, twice as many attempts are needed for an hour.
 //!
 //! A message with the retain flag is first sent once without it. If that is acknowledged, and the same message with the flag
-//! ends the connection again, the upstream does not accept the flag.
+//! ends the connection again, the upstream does not accept the flag. A message at QoS 2 is first sent once at QoS 1, and then
+//! it is done. If this happens to two messages and none arrives at QoS 2 in between, the upstream does not accept
+//! QoS 2.
 
 use tracing::warn;
 
-use super::{STRIKES, SentMessage, SessionAction, UpstreamSession};
+use super::suspicion::{Seen, SuspectVerdict};
+use super::{SentMessage, SessionAction, UpstreamSession};
 use crate::journal::Position;
-use crate::message::Message;
+use crate::message::{Message, Qos};
 use crate::status::ledger::{DropReason, LedgerOutcome};
 use crate::upstream::lanes::Lane;
+use crate::upstream::wire::Link;
 
 /// The most messages that may be held back.
 const HELD: usize = 64;
-/// The most messages that are remembered because they have ended connections.
-const ENTRIES: usize = 64;
-
-/// Whether the retain flag ends connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Flag {
-    /// It is not known yet.
-    Unknown,
-    /// The flag is left out the next time.
-    LeftOut,
-    /// Without the flag the message was acknowledged; now it is sent with the flag again.
-    Proving,
-    /// The flag makes no difference.
-    Innocent,
-}
-
-/// A message that has ended a connection while it was the only one in flight.
-#[derive(Clone, Copy, Debug)]
-struct Suspect {
-    lane: Lane,
-    position: Position,
-    strikes: u32,
-    /// Whether others were acknowledged since the last strike.
-    others: bool,
-    flag: Flag,
-}
-
-/// What may be sent before a suspected message on this connection.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Plan {
-    /// Nothing; messages are sent in order.
-    #[default]
-    InOrder,
-    /// This number of other messages, one after the other.
-    Others(u32),
-    /// A message of another topic.
-    OtherTopic,
-}
-
-/// A message that was in flight.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Seen {
-    pub(crate) lane: Lane,
-    pub(crate) position: Position,
-    /// Whether it was sent with the retain flag.
-    pub(crate) retain: bool,
-}
-
-/// The conclusion from the end of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum SuspectVerdict {
-    /// Nothing is proved yet.
-    Open,
-    /// This message is the cause.
-    Guilty,
-    /// The retain flag is the cause; the message has arrived without it.
-    Flag,
-    /// No message is the cause.
-    Upstream,
-}
-
-/// What is known about messages that may end connections. Makes decisions without I/O.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Suspicion {
-    /// The positions up to which messages are sent one at a time, for each lane; `None` if the lane is not concerned.
-    until: [Option<Position>; 2],
-    /// The positions reached in the lanes.
-    passed: [Position; 2],
-    entries: Vec<Suspect>,
-    plan: Plan,
-    /// The number of connections in a row that ended at a single message, without any acknowledgement.
-    failures: u32,
-    /// The number of messages sent on this connection.
-    sent: u32,
-    said: bool,
-}
-
-impl Suspicion {
-    /// Whether messages are sent one at a time.
-    pub(crate) fn is_active(&self) -> bool {
-        !self.entries.is_empty() || self.until.iter().any(Option::is_some)
-    }
-
-    /// Whether a message is suspected.
-    pub(crate) fn blames(&self) -> bool {
-        !self.entries.is_empty()
-    }
-
-    /// Whether messages of this lane are sent one at a time.
-    pub(crate) fn concerns(&self, lane: Lane) -> bool {
-        self.until[lane.index()].is_some() || self.entries.iter().any(|entry| entry.lane == lane)
-    }
-
-    /// Handles a new connection.
-    pub(crate) fn connected(&mut self) {
-        self.sent = 0;
-        let strikes = self.entries.iter().map(|entry| entry.strikes).max();
-        let is_trying = self.entries.iter().any(|entry| matches!(entry.flag, Flag::LeftOut | Flag::Proving));
-        self.plan = match (strikes, self.failures) {
-            (None | Some(0), _) => Plan::InOrder,
-            _ if is_trying => Plan::InOrder,
-            // others were acknowledged since, so more of them are needed
-            (Some(strikes), 0) => Plan::Others(if strikes > 1 { 4 } else { 1 }),
-            (Some(strikes), 1) => Plan::Others(if strikes > 1 { 4 } else { 1 }),
-            (_, failures) if failures % 8 == 0 => Plan::Others(1),
-            (_, failures) if failures % 3 == 1 => Plan::OtherTopic,
-            _ => Plan::InOrder,
-        };
-    }
-
-    /// Whether this message must wait for later ones. `is_held` tells that a message of its topic waits.
-    pub(crate) fn holds(&self, lane: Lane, position: Position, is_held: bool) -> bool {
-        let is_known = self.entries.iter().any(|entry| (entry.lane, entry.position) == (lane, position));
-        match self.plan {
-            Plan::InOrder => false,
-            Plan::Others(_) => is_known,
-            Plan::OtherTopic => is_known || is_held,
-        }
-    }
-
-    /// Whether held messages have waited long enough.
-    pub(crate) fn releases(&self) -> bool {
-        self.plan == Plan::InOrder
-    }
-
-    /// Goes back to the order of messages, because there is no other message to send before the held ones.
-    pub(crate) fn in_order(&mut self) {
-        self.plan = Plan::InOrder;
-    }
-
-    /// Whether a message is sent without its retain flag this time.
-    pub(crate) fn leaves_out_flag(&self, lane: Lane, position: Position) -> bool {
-        self.entry(lane, position).is_some_and(|entry| entry.flag == Flag::LeftOut)
-    }
-
-    pub(crate) fn sent(&mut self) {
-        self.sent = self.sent.saturating_add(1);
-    }
-
-    fn entry(&self, lane: Lane, position: Position) -> Option<&Suspect> {
-        self.entries.iter().find(|entry| (entry.lane, entry.position) == (lane, position))
-    }
-
-    /// Handles the end of a connection by the upstream with these messages unanswered. `alone` tells that nothing else was.
-    pub(crate) fn ended(&mut self, unanswered: &[Seen], alone: bool) -> SuspectVerdict {
-        for seen in unanswered {
-            let until = &mut self.until[seen.lane.index()];
-            *until = (*until).max(Some(seen.position));
-        }
-        let (Some(&Seen { lane, position, retain }), true) = (unanswered.first(), alone) else {
-            return SuspectVerdict::Open;
-        };
-        self.failures += 1;
-        let is_first = self.sent <= 1;
-        let at = self.entries.iter().position(|entry| (entry.lane, entry.position) == (lane, position));
-        let at = at.unwrap_or_else(|| {
-            if self.entries.len() >= ENTRIES {
-                self.entries.remove(0);
-            }
-            self.entries.push(Suspect { lane, position, strikes: 0, others: true, flag: Flag::Unknown });
-            self.entries.len() - 1
-        });
-        let entry = &mut self.entries[at];
-        match entry.flag {
-            Flag::Proving => {
-                self.entries.remove(at);
-                return SuspectVerdict::Flag;
-            }
-            Flag::LeftOut => entry.flag = Flag::Innocent,
-            Flag::Unknown | Flag::Innocent => {
-                if entry.others && (entry.strikes > 0 || is_first) {
-                    entry.strikes += 1;
-                    entry.others = false;
-                }
-                if entry.strikes > 0 && retain && entry.flag == Flag::Unknown {
-                    entry.flag = Flag::LeftOut;
-                }
-                if entry.strikes >= STRIKES {
-                    self.entries.remove(at);
-                    return SuspectVerdict::Guilty;
-                }
-            }
-        }
-        let is_news = self.failures > 1 && self.entries.len() > 1 && !std::mem::replace(&mut self.said, true);
-        if is_news { SuspectVerdict::Upstream } else { SuspectVerdict::Open }
-    }
-
-    /// Records an acknowledgement. Returns `false` if the message must be sent once more, with its retain flag.
-    pub(crate) fn acked(&mut self, lane: Lane, position: Position) -> bool {
-        (self.failures, self.said) = (0, false);
-        let is_it = |entry: &Suspect| (entry.lane, entry.position) == (lane, position);
-        self.entries.iter_mut().filter(|entry| !is_it(entry)).for_each(|entry| entry.others = true);
-        if let Some(entry) = self.entries.iter_mut().find(|entry| is_it(entry))
-            && entry.flag == Flag::LeftOut
-        {
-            entry.flag = Flag::Proving;
-            return false;
-        }
-        self.plan = match self.plan {
-            Plan::Others(more) if more > 1 => Plan::Others(more - 1),
-            _ => Plan::InOrder,
-        };
-        true
-    }
-
-    /// Records that a message has ended, with whatever outcome.
-    pub(crate) fn past(&mut self, lane: Lane, position: Position) {
-        self.entries.retain(|entry| (entry.lane, entry.position) != (lane, position));
-        let passed = &mut self.passed[lane.index()];
-        *passed = (*passed).max(position);
-    }
-
-    /// Ends the suspicion of messages that have ended, because nothing is held back.
-    pub(crate) fn settle(&mut self) {
-        if self.entries.is_empty() {
-            for (until, passed) in self.until.iter_mut().zip(&mut self.passed) {
-                *until = until.filter(|until| *until > *passed);
-                if until.is_none() {
-                    *passed = Position(0);
-                }
-            }
-        }
-    }
-
-    /// Ends the suspicion in this lane, because no message waits in it.
-    pub(crate) fn acquit(&mut self, lane: Lane) {
-        self.until[lane.index()] = None;
-        self.entries.retain(|entry| entry.lane != lane);
-    }
-}
 
 impl UpstreamSession {
     /// Handles the end of a connection by the upstream with a complete opening.
-    pub(super) fn suspect(&mut self, actions: &mut Vec<SessionAction>) {
+    pub(super) fn suspect(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
         let unanswered =
             |message: &&SentMessage| message.is_awaited() && message.packet_id.is_some() && !message.is_recorded;
         let under_way = self.in_flight.iter().filter(|message| message.is_awaited()).count();
         let sent: Vec<&SentMessage> = self.in_flight.iter().filter(unanswered).collect();
         let seen = sent.iter().filter_map(|message| {
             let source = message.source.as_ref()?;
-            Some(Seen { lane: source.lane, position: source.position, retain: message.retain })
+            let (retain, exact) = (message.retain, message.is_exact);
+            Some(Seen { lane: source.lane, position: source.position, retain, exact })
         });
         let seen: Vec<Seen> = seen.collect();
-        let verdict = self.suspicion.ended(&seen, under_way == 1);
+        let verdict = self.suspicion.ended(&seen, under_way == 1, now);
         let source = sent.iter().find_map(|message| message.source.clone());
         let Some(source) = source else { return };
         let upstream = &self.name;
@@ -304,6 +82,37 @@ impl UpstreamSession {
                  on; retain = false on a rule says the same"
             );
         }
+    }
+
+    /// Whether one message, or one part of the opening, seems to be the reason for ended connections, so that the upstream
+    /// can be connected to at once.
+    pub(crate) fn is_cause_clear(&self, now: u64) -> bool {
+        let has_found = self.opening.has_found() || self.got_through() && self.suspicion.is_clear(now);
+        self.blames() && has_found
+    }
+
+    /// Whether the upstream has received a message on this connection, also at QoS 2.
+    pub(crate) fn has_received(&self) -> bool {
+        self.got_through || self.has_recorded
+    }
+
+    /// Sends nothing at QoS 2 to this address from now on.
+    pub(super) fn refuse_exact(&mut self, why: &str) {
+        if std::mem::replace(&mut self.exact_refused, true) {
+            return;
+        }
+        self.link = self.link.map(|link| self.taken(link));
+        warn!(
+            upstream = self.name,
+            "the upstream does not take QoS 2 ({why}): messages of rules with qos = 2 go at QoS 1 from now on, and may come \
+             there twice"
+        );
+    }
+
+    /// A link without what the upstream has turned out not to take.
+    pub(crate) fn taken(&self, link: Link) -> Link {
+        let most = if self.exact_refused { Qos::AtLeastOnce } else { Qos::ExactlyOnce };
+        Link { max_qos: link.max_qos.min(most), ..link }
     }
 
     /// Whether messages of this lane must be sent before those of the other, one at a time, because one of them may make the

@@ -19,6 +19,12 @@ use crate::upstream::settings::{UpstreamAddress, UpstreamSettings};
 use crate::upstream::tls;
 use crate::upstream::wire::{Broken, ConnectOffer, Link, StatusWill, UpstreamClient};
 
+/// An address whose connection lasted for this long was not the reason for its end.
+const GOOD: Duration = Duration::from_secs(30);
+
+/// The number of connections in a row that an address may accept and soon end before the next one is tried.
+const SOON_ENDED: u32 = 3;
+
 /// How an attempt ended.
 enum AttemptEnd {
     Done(Result<Link, Broken>),
@@ -30,6 +36,7 @@ enum AttemptEnd {
 impl<C: UpstreamClient> Upstream<C> {
     /// Begins a new connection, and returns whether it stays open.
     pub(super) fn begin(&mut self, link: Link) -> bool {
+        let link = self.session.taken(link);
         let (upstream, address, version) = (&self.name, &self.shown.address, link.version);
         let (resumed, waiting) = (link.session_present, self.consumers.backlog().messages);
         let is_news = self.backoff.is_news();
@@ -145,6 +152,32 @@ impl<C: UpstreamClient> Upstream<C> {
         self.failed(why, shown, pause.unwrap_or_default());
         self.address = next.unwrap_or(at + 1);
         pause
+    }
+
+    /// Goes on to the next address if the present one has accepted several connections in a row and soon ended them without
+    /// having taken anything, or says that it is not the right one. Returns whether there is one that has not done so since the
+    /// last connection that was good.
+    pub(super) fn pass_on(&mut self, why: &Broken, lasted: Duration) -> bool {
+        let was_good = self.session.has_received() || lasted >= GOOD;
+        if !why.is_elsewhere() && was_good {
+            (self.passed_on, self.soon_ended) = (0, 0);
+            self.failback_tries.was_good(self.address);
+            return false;
+        }
+        self.soon_ended += 1;
+        // it may keep a session, and be starting
+        if !why.is_elsewhere() && self.soon_ended < SOON_ENDED {
+            return false;
+        }
+        self.soon_ended = 0;
+        let all = self.current.addresses.len();
+        self.address = (self.address + 1) % all.max(1);
+        self.passed_on += 1;
+        let has_others = self.passed_on < all;
+        if !has_others {
+            self.passed_on = 0;
+        }
+        has_others
     }
 
     /// The form of the next CONNECT to the present address.

@@ -33,11 +33,17 @@ impl FailbackTries {
 
     /// Records that this address has accepted a connection.
     pub(crate) fn connected(&mut self, address: usize) {
-        let was_in_vain = std::mem::take(&mut self.is_trying) && address > 0;
-        self.in_vain = match address {
-            0 => 0,
-            _ => (self.in_vain + u32::from(was_in_vain)).min(MOST_DOUBLINGS),
-        };
+        if address > 0 {
+            let was_in_vain = std::mem::take(&mut self.is_trying);
+            self.in_vain = (self.in_vain + u32::from(was_in_vain)).min(MOST_DOUBLINGS);
+        }
+    }
+
+    /// Records that a connection to this address was good, and has not only been accepted.
+    pub(crate) fn was_good(&mut self, address: usize) {
+        if address == 0 {
+            *self = FailbackTries::default();
+        }
     }
 
     fn lengthened(self, wait: Duration) -> Duration {
@@ -118,7 +124,13 @@ mod tests {
         tries.connected(1);
         tries.connected(2);
         assert_eq!(tries.lengthened(minute), 64 * minute);
+        // the first one accepts the connection and then ends it
+        tries.begin();
         tries.connected(0);
+        tries.connected(1);
+        assert_eq!(tries.lengthened(minute), 64 * minute);
+        tries.connected(0);
+        tries.was_good(0);
         assert_eq!(tries.lengthened(minute), minute);
     }
 }

@@ -96,6 +96,10 @@ pub struct Upstream<C> {
     failback: Option<Failback>,
     failback_tries: FailbackTries,
     troubles: Troubles,
+    /// The number of addresses in a row that have accepted a connection and soon ended it.
+    passed_on: usize,
+    /// The number of connections in a row that the address has accepted and soon ended.
+    soon_ended: u32,
     /// When the snapshot must be updated.
     show_at: Option<Instant>,
     exact: Exact,
@@ -202,6 +206,8 @@ impl<C: UpstreamClient> Upstream<C> {
             failback: None,
             failback_tries: FailbackTries::default(),
             troubles: Troubles::default(),
+            passed_on: 0,
+            soon_ended: 0,
             show_at: None,
             exact: Exact::default(),
             mark,
@@ -250,7 +256,7 @@ impl<C: UpstreamClient> Upstream<C> {
                 self.session.explain();
             }
             let actions = self.session.disconnected(&why, self.clock.boot_ms());
-            if self.session.blames() && self.session.got_through() {
+            if self.session.is_cause_clear(self.clock.boot_ms()) {
                 self.backoff.made_progress();
             }
             self.perform(actions);
@@ -272,7 +278,13 @@ impl<C: UpstreamClient> Upstream<C> {
             }
             self.shown.last_error = Some(why.to_string());
             self.set_state(UpstreamState::Waiting, None);
-            let pause = if at_once { Duration::ZERO } else { self.backoff.next(getrandom::u64().unwrap_or(0)) };
+            let is_passed_on = !at_once && !is_planned && self.pass_on(&why, connected.elapsed());
+            let pause = match at_once {
+                true => Duration::ZERO,
+                // nothing is known yet against the next one
+                false if is_passed_on => Backoff::new(self.current.retry).next(getrandom::u64().unwrap_or(0)),
+                false => self.backoff.next(getrandom::u64().unwrap_or(0)),
+            };
             if pulse.during(self.pause(pause, &cancel)).await {
                 break;
             }

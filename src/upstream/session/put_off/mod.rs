@@ -271,17 +271,17 @@ impl UpstreamSession {
         now < self.put_off.small_until
     }
 
+    /// Handles the end of a connection by the upstream while packet ids were being freed, if they were.
+    pub(super) fn ended_while_freeing(&mut self) -> bool {
+        let is_given_up = self.begun.ended_while_freeing();
+        if is_given_up == Some(true) {
+            warn!(upstream = self.name, "the upstream closes the connection at PUBREL: packet ids are not freed there");
+        }
+        is_given_up.is_some()
+    }
+
     /// Handles the end of a connection by the upstream at a PUBREL, if it was that: the message may be put off.
     pub(super) fn ended_at_release(&mut self, now: u64) -> bool {
-        if let Some(is_given_up) = self.begun.ended_while_freeing() {
-            if is_given_up {
-                warn!(
-                    upstream = self.name,
-                    "the upstream closes the connection at PUBREL: packet ids are not freed there"
-                );
-            }
-            return true;
-        }
         self.put_off.at_release = self.in_flight.iter().any(|message| message.is_awaited() && message.is_released);
         let mut awaited = self.in_flight.iter().filter(|message| message.is_awaited());
         let Some(source) = awaited.next().filter(|message| message.is_released).and_then(|it| it.source.clone()) else {

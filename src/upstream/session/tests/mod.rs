@@ -2,6 +2,7 @@ mod exact;
 mod later;
 mod opening;
 mod put_off;
+mod suspect;
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -238,7 +239,7 @@ fn what_the_upstream_does_not_want_does_not_hold_up_the_rest() {
 #[test]
 fn a_message_that_ends_the_connection_is_found_and_set_aside() {
     let mut bench = Bench::new(|_| {});
-    bench.append_many(0..12);
+    bench.append_many(0..20);
     let mut connections = 0;
     // a broker with 3.1.1 that closes the connection when it gets "2"
     while bench.ledger().pending > 0 {
@@ -263,8 +264,12 @@ fn a_message_that_ends_the_connection_is_found_and_set_aside() {
         }
     }
     let ledger = bench.ledger();
-    assert_eq!((ledger.acked, ledger.dropped.ends_connection), (11, 1));
-    assert_eq!(connections, STRIKES + 2, "one to suspect it, three strikes, one for the rest");
+    assert_eq!((ledger.acked, ledger.dropped.ends_connection), (19, 1));
+    assert_eq!(
+        connections,
+        STRIKES + 3,
+        "one to suspect it, three strikes, one to send others before the last, one for the rest"
+    );
     assert!(bench.session.has_room(Role::Live) && !bench.session.suspicion.is_active());
 }
 

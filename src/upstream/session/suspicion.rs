@@ -1,0 +1,346 @@
+//! Conclusions from connections that end at a message: see [`super::suspect`]. Makes decisions without I/O.
+
+use super::STRIKES;
+use crate::journal::Position;
+use crate::upstream::lanes::Lane;
+
+/// The most messages that are remembered because they have ended connections.
+const ENTRIES: usize = 64;
+/// How long it is remembered that innocent messages have ended connections, in milliseconds.
+const REMEMBERED_MS: u64 = 3_600_000;
+/// The number of such messages after which more evidence is needed; one may have met with a restart of the upstream.
+const INNOCENTS: u32 = 2;
+/// The longest time without acknowledgements that the last attempt waits for, in milliseconds.
+const MOST_QUIET_MS: u64 = 60_000;
+/// The number of connections without any acknowledgement after which others are sent before a message that is tried for the
+/// last time.
+const ALONE: u32 = 4;
+
+/// The number of messages that arrive at QoS 1 and not at QoS 2 after which QoS 2 is not used any more.
+const EXACT_DOUBTS: u32 = 2;
+
+/// Whether the retain flag, or QoS 2, ends connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flag {
+    /// It is not known yet.
+    Unknown,
+    /// The flag is left out the next time, or QoS 1 is used.
+    LeftOut,
+    /// Without the flag the message was acknowledged; now it is sent with the flag again.
+    Proving,
+    /// The flag makes no difference.
+    Innocent,
+}
+
+/// A message that has ended a connection while it was the only one in flight.
+#[derive(Clone, Copy, Debug)]
+struct Suspect {
+    lane: Lane,
+    position: Position,
+    strikes: u32,
+    /// Whether others were acknowledged since the last strike.
+    others: bool,
+    /// Whether it was sent at QoS 2.
+    exact: bool,
+    flag: Flag,
+}
+
+/// What may be sent before a suspected message on this connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Plan {
+    /// Nothing; messages are sent in order.
+    #[default]
+    InOrder,
+    /// This number of other messages, one after the other.
+    Others(u32),
+    /// A message of another topic.
+    OtherTopic,
+}
+
+/// A message that was in flight.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    pub(crate) lane: Lane,
+    pub(crate) position: Position,
+    /// Whether it was sent with the retain flag.
+    pub(crate) retain: bool,
+    /// Whether it was sent at QoS 2.
+    pub(crate) exact: bool,
+}
+
+/// The conclusion from the end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SuspectVerdict {
+    /// Nothing is proved yet.
+    Open,
+    /// This message is the cause.
+    Guilty,
+    /// The retain flag is the cause; the message has arrived without it.
+    Flag,
+    /// No message is the cause.
+    Upstream,
+}
+
+/// What is known about messages that may end connections. Makes decisions without I/O.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Suspicion {
+    /// The positions up to which messages are sent one at a time, for each lane; `None` if the lane is not concerned.
+    until: [Option<Position>; 2],
+    /// The positions reached in the lanes.
+    passed: [Position; 2],
+    entries: Vec<Suspect>,
+    plan: Plan,
+    /// The number of connections in a row that ended at a single message, without any acknowledgement.
+    failures: u32,
+    /// The number of messages sent on this connection.
+    sent: u32,
+    /// Whether different messages have ended connections in turn.
+    in_turn: bool,
+    /// The number of messages that have ended connections and were acknowledged later, and when the last one was.
+    innocents: u32,
+    innocent_at: u64,
+    acked_at: Option<u64>,
+    /// The time without acknowledgements before the first message of this connection was sent.
+    quiet: u64,
+    /// The longest such time after which the upstream has taken another message.
+    needed_quiet: u64,
+    /// The number of messages in a row that have arrived at QoS 1 and not at QoS 2.
+    exact_doubts: u32,
+    said: bool,
+}
+
+impl Suspicion {
+    /// Whether messages are sent one at a time.
+    pub(crate) fn is_active(&self) -> bool {
+        !self.entries.is_empty() || self.until.iter().any(Option::is_some)
+    }
+
+    /// Whether a message is suspected.
+    pub(crate) fn blames(&self) -> bool {
+        !self.entries.is_empty()
+    }
+
+    /// Whether messages of this lane are sent one at a time.
+    pub(crate) fn concerns(&self, lane: Lane) -> bool {
+        self.until[lane.index()].is_some() || self.entries.iter().any(|entry| entry.lane == lane)
+    }
+
+    /// Whether one message seems to be the cause, and not the upstream.
+    pub(crate) fn is_clear(&self, now: u64) -> bool {
+        !self.in_turn && self.needed(now) == STRIKES
+    }
+
+    /// The number of strikes that are needed.
+    fn needed(&self, now: u64) -> u32 {
+        let is_erratic = self.innocents >= INNOCENTS && now < self.innocent_at + REMEMBERED_MS;
+        if is_erratic { 2 * STRIKES } else { STRIKES }
+    }
+
+    /// Handles a new connection.
+    pub(crate) fn connected(&mut self, now: u64) {
+        self.sent = 0;
+        let needed = self.needed(now);
+        if self.failures > 0 && self.failures.is_multiple_of(8) {
+            self.keep_the_first();
+        }
+        let is_last = self.entries.iter().any(|entry| entry.strikes + 1 >= needed && entry.others);
+        let strikes = self.entries.iter().map(|entry| entry.strikes).max();
+        let is_trying = self.entries.iter().any(|entry| matches!(entry.flag, Flag::LeftOut | Flag::Proving));
+        self.plan = match (strikes, self.failures) {
+            (None | Some(0), _) => Plan::InOrder,
+            _ if is_trying => Plan::InOrder,
+            (_, failures) if is_last && failures <= ALONE => Plan::InOrder,
+            // others were acknowledged since, so more of them are needed
+            (Some(strikes), 0..=2) => Plan::Others(if strikes > 1 { 8 } else { 2 }),
+            (_, failures) if failures.is_multiple_of(8) => Plan::Others(1),
+            (_, failures) if failures % 3 == 1 => Plan::OtherTopic,
+            _ => Plan::InOrder,
+        };
+    }
+
+    /// Forgets all suspects but the one of which most is known. If everything that waits is suspected, the others are what
+    /// may show whether anything gets through.
+    fn keep_the_first(&mut self) {
+        let most = self.entries.iter().map(|entry| entry.strikes).max();
+        let first = self.entries.iter().filter(|entry| Some(entry.strikes) == most).min_by_key(|entry| entry.position);
+        self.entries = first.copied().into_iter().collect();
+    }
+
+    /// Whether this message must wait for later ones. `is_held` tells that a message of its topic waits.
+    pub(crate) fn holds(&self, lane: Lane, position: Position, is_held: bool) -> bool {
+        let is_known = self.entries.iter().any(|entry| (entry.lane, entry.position) == (lane, position));
+        match self.plan {
+            Plan::InOrder => false,
+            Plan::Others(_) => is_known,
+            Plan::OtherTopic => is_known || is_held,
+        }
+    }
+
+    /// Whether held messages have waited long enough.
+    pub(crate) fn releases(&self) -> bool {
+        self.plan == Plan::InOrder
+    }
+
+    /// Goes back to the order of messages, because there is no other message to send before the held ones.
+    pub(crate) fn in_order(&mut self) {
+        self.plan = Plan::InOrder;
+    }
+
+    /// Whether a message is sent without its retain flag this time.
+    pub(crate) fn leaves_out_flag(&self, lane: Lane, position: Position) -> bool {
+        self.entry(lane, position).is_some_and(|entry| entry.flag == Flag::LeftOut && !entry.exact)
+    }
+
+    /// Whether a message is sent at QoS 1 instead of QoS 2 this time.
+    pub(crate) fn leaves_out_exact(&self, lane: Lane, position: Position) -> bool {
+        self.entry(lane, position).is_some_and(|entry| entry.flag == Flag::LeftOut && entry.exact)
+    }
+
+    pub(crate) fn sent(&mut self, now: u64) {
+        if self.sent == 0 {
+            self.quiet = self.acked_at.map_or(MOST_QUIET_MS, |at| now.saturating_sub(at).min(MOST_QUIET_MS));
+        }
+        self.sent = self.sent.saturating_add(1);
+    }
+
+    fn entry(&self, lane: Lane, position: Position) -> Option<&Suspect> {
+        self.entries.iter().find(|entry| (entry.lane, entry.position) == (lane, position))
+    }
+
+    /// Handles the end of a connection by the upstream with these messages unanswered. `alone` tells that nothing else was.
+    pub(crate) fn ended(&mut self, unanswered: &[Seen], alone: bool, now: u64) -> SuspectVerdict {
+        for seen in unanswered {
+            let until = &mut self.until[seen.lane.index()];
+            *until = (*until).max(Some(seen.position));
+        }
+        let (Some(&seen), true) = (unanswered.first(), alone) else {
+            return SuspectVerdict::Open;
+        };
+        self.failures += 1;
+        let is_first = self.sent <= 1;
+        let at = self.entry_of(seen);
+        self.others_end_too(at);
+        let is_due = is_first && (self.is_clear(now) || self.quiet >= self.needed_quiet);
+        let needed = self.needed(now);
+        let entry = &mut self.entries[at];
+        let proved = match entry.flag {
+            Flag::Proving => is_due.then_some(SuspectVerdict::Flag),
+            Flag::LeftOut => {
+                entry.flag = Flag::Innocent;
+                None
+            }
+            Flag::Unknown | Flag::Innocent => {
+                let counts = match entry.strikes {
+                    0 => is_first,
+                    strikes if strikes + 1 >= needed => is_due,
+                    _ => true,
+                };
+                if entry.others && counts {
+                    entry.strikes += 1;
+                    entry.others = false;
+                }
+                if entry.strikes > 0 && (seen.retain || entry.exact) && entry.flag == Flag::Unknown {
+                    entry.flag = Flag::LeftOut;
+                }
+                (entry.strikes >= needed).then_some(SuspectVerdict::Guilty)
+            }
+        };
+        if let Some(verdict) = proved {
+            self.entries.remove(at);
+            self.in_turn = false;
+            return verdict;
+        }
+        let is_news = self.failures > 1 && self.entries.len() > 1 && !std::mem::replace(&mut self.said, true);
+        if is_news { SuspectVerdict::Upstream } else { SuspectVerdict::Open }
+    }
+
+    /// The index of what is known about a message.
+    fn entry_of(&mut self, seen: Seen) -> usize {
+        let at = self.entries.iter().position(|entry| (entry.lane, entry.position) == (seen.lane, seen.position));
+        at.unwrap_or_else(|| {
+            if self.entries.len() >= ENTRIES {
+                self.entries.remove(0);
+            }
+            let Seen { lane, position, exact, .. } = seen;
+            self.entries.push(Suspect { lane, position, strikes: 0, others: true, exact, flag: Flag::Unknown });
+            self.entries.len() - 1
+        })
+    }
+
+    /// Lets all messages but this one begin anew, because they are not the only ones that end connections.
+    fn others_end_too(&mut self, at: usize) {
+        let others = self.entries.iter_mut().enumerate().filter(|(other, entry)| *other != at && entry.strikes > 0);
+        let mut any = false;
+        for (_, entry) in others {
+            (entry.strikes, entry.others) = (1, false);
+            any = true;
+        }
+        if any && !std::mem::replace(&mut self.in_turn, true) {
+            self.needed_quiet = 0;
+        }
+    }
+
+    /// Records an acknowledgement. Returns `false` if the message must be sent once more, with its retain flag.
+    pub(crate) fn acked(&mut self, lane: Lane, position: Position, now: u64) -> bool {
+        (self.failures, self.said) = (0, false);
+        self.acked_at = Some(now);
+        let tells_quiet = self.sent == 1 && !self.is_clear(now);
+        let is_it = |entry: &Suspect| (entry.lane, entry.position) == (lane, position);
+        self.entries.iter_mut().filter(|entry| !is_it(entry)).for_each(|entry| entry.others = true);
+        match self.entries.iter_mut().find(|entry| is_it(entry)) {
+            Some(entry) if entry.flag == Flag::LeftOut && entry.exact => self.exact_doubts += 1,
+            Some(entry) if entry.flag == Flag::LeftOut => {
+                entry.flag = Flag::Proving;
+                return false;
+            }
+            Some(entry) if entry.strikes > 0 => {
+                let is_recent = now < self.innocent_at + REMEMBERED_MS;
+                self.innocents = if is_recent { self.innocents.saturating_add(1) } else { 1 };
+                self.innocent_at = now;
+            }
+            _ if tells_quiet => self.needed_quiet = self.needed_quiet.max(self.quiet),
+            _ => {}
+        }
+        self.plan = match self.plan {
+            Plan::Others(more) if more > 1 => Plan::Others(more - 1),
+            _ => Plan::InOrder,
+        };
+        true
+    }
+
+    /// Records that a message has arrived at QoS 2.
+    pub(crate) fn arrived_exactly(&mut self) {
+        self.exact_doubts = 0;
+    }
+
+    /// Whether messages arrive at QoS 1 and not at QoS 2.
+    pub(crate) fn doubts_exact(&self) -> bool {
+        self.exact_doubts >= EXACT_DOUBTS
+    }
+
+    /// Records that a message has ended, with whatever outcome.
+    pub(crate) fn past(&mut self, lane: Lane, position: Position) {
+        self.entries.retain(|entry| (entry.lane, entry.position) != (lane, position));
+        let passed = &mut self.passed[lane.index()];
+        *passed = (*passed).max(position);
+    }
+
+    /// Ends the suspicion of messages that have ended, because nothing is held back.
+    pub(crate) fn settle(&mut self) {
+        if self.entries.is_empty() {
+            self.in_turn = false;
+            for (until, passed) in self.until.iter_mut().zip(&mut self.passed) {
+                *until = until.filter(|until| *until > *passed);
+                if until.is_none() {
+                    *passed = Position(0);
+                }
+            }
+        }
+    }
+
+    /// Ends the suspicion in this lane, because no message waits in it.
+    pub(crate) fn acquit(&mut self, lane: Lane) {
+        self.until[lane.index()] = None;
+        self.entries.retain(|entry| entry.lane != lane);
+    }
+}
