@@ -140,7 +140,8 @@ impl Suspicion {
     pub(crate) fn connected(&mut self, now: u64) {
         self.sent = 0;
         let needed = self.needed(now);
-        if self.failures > 0 && self.failures.is_multiple_of(8) {
+        let is_stuck = self.failures > 8 && self.failures % 8 == 4;
+        if is_stuck {
             self.keep_the_first();
         }
         let is_last = self.entries.iter().any(|entry| entry.strikes + 1 >= needed && entry.others);
@@ -151,8 +152,8 @@ impl Suspicion {
             _ if is_trying => Plan::InOrder,
             (_, failures) if is_last && failures <= ALONE => Plan::InOrder,
             // others were acknowledged since, so more of them are needed
-            (Some(strikes), 0..=2) => Plan::Others(if strikes > 1 { 8 } else { 2 }),
-            (_, failures) if failures.is_multiple_of(8) => Plan::Others(1),
+            (Some(strikes), 0..=3) => Plan::Others(if strikes > 1 { 8 } else { 2 }),
+            (_, failures) if is_stuck || failures.is_multiple_of(8) => Plan::Others(1),
             (_, failures) if failures % 3 == 1 => Plan::OtherTopic,
             _ => Plan::InOrder,
         };
