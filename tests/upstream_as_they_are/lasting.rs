@@ -119,7 +119,7 @@ fn what_only_a_person_can_change_is_shown_once() {
         ("plain-only", named("plain-only", ("mqtts", plain.port), &trusted), "its address begins with mqtt://"),
         ("no-websocket", named("no-websocket", ("ws", closing), ""), "when asked for WebSocket"),
         ("closing", named("closing", ("mqtt", closing), "protocol = 4"), "it closed the connection"),
-        ("credentials", named("credentials", ("mqtt", refusing.port), "protocol = 5"), "user name or password"),
+        ("credentials", named("credentials", ("mqtt", refusing.port), "protocol = 5"), "bad user name"),
     ]);
     let config: String = all.iter().map(|(_, config, _)| config.as_str()).collect();
     let (gateway, http) = start(&(config + &named("down", ("mqtt", free_port()), "")));
