@@ -63,7 +63,7 @@ impl BrokerConnection {
         let mut pace = ClientPace::new(self.keep_alive);
         let mut alarm = std::pin::pin!(sleep_until(pace.look_at()));
         let mut kicked = std::pin::pin!(kick.kicked());
-        let mut turn = Turn::default();
+        let mut turn = Turn::new();
         loop {
             worked();
             turn.begins();
@@ -241,20 +241,30 @@ impl BrokerConnection {
 }
 
 /// How long a connection has worked since it last let others work. A socket that is always ready would not make it pause.
-#[derive(Default)]
 struct Turn {
-    begun: Option<Instant>,
+    begun: Instant,
+    ended: Instant,
     worked: Duration,
 }
 
 impl Turn {
+    fn new() -> Turn {
+        let now = Instant::now();
+        Turn { begun: now, ended: now, worked: Duration::ZERO }
+    }
+
     fn begins(&mut self) {
-        self.begun = Some(Instant::now());
+        self.begun = Instant::now();
+        if self.begun - self.ended >= TURN {
+            // it has waited, and others have worked meanwhile
+            self.worked = Duration::ZERO;
+        }
     }
 
     /// Ends a piece of work. Returns whether it is the turn of others.
     fn is_over(&mut self) -> bool {
-        self.worked += self.begun.take().map_or(Duration::ZERO, |begun| begun.elapsed());
+        self.ended = Instant::now();
+        self.worked += self.ended - self.begun;
         let is_over = self.worked >= TURN;
         if is_over {
             self.worked = Duration::ZERO;
