@@ -8,6 +8,9 @@ use crate::exchange::ingress::{Accepted, Receipt};
 use crate::mqtt::Reason;
 use crate::mqtt::write::AckPacket;
 
+/// The number of entries for which there is memory while none waits. One read can bring more than ten thousand messages.
+pub(super) const ENTRIES_KEPT: usize = 256;
+
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PendingAck {
     pub(crate) kind: AckPacket,
@@ -57,6 +60,9 @@ impl Acks {
     pub(crate) fn pop(&mut self) {
         if let Some(ack) = self.queue.pop_front() {
             self.ending -= usize::from(ack.ends_an_exchange());
+        }
+        if self.queue.is_empty() {
+            self.queue.shrink_to(ENTRIES_KEPT);
         }
     }
 
@@ -128,6 +134,20 @@ mod tests {
             acks.pop();
         }
         assert_eq!(acks.ending(), 0);
+    }
+
+    #[test]
+    fn a_burst_leaves_no_large_queue_behind() {
+        let mut acks = Acks::default();
+        for count in [10_000, 1] {
+            (0..count).for_each(|id| acks.push(ack(AckPacket::PubRec, id, Reason::SUCCESS)));
+            assert!(acks.queue.capacity() >= usize::from(count));
+            while !acks.is_empty() {
+                acks.pop();
+            }
+            // some memory stays, so that not every message allocates
+            assert!((1..=2 * ENTRIES_KEPT).contains(&acks.queue.capacity()), "{}", acks.queue.capacity());
+        }
     }
 
     #[test]

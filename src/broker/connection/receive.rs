@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::super::session::{DeliverySource, Received};
-use super::acks::{AckState, PendingAck};
+use super::acks::{AckState, ENTRIES_KEPT, PendingAck};
 use super::{BrokerConnection, ConnectionEnd};
 use crate::access::authenticate::Denied;
 use crate::access::guesses::network;
@@ -123,6 +123,7 @@ impl BrokerConnection {
         match self.core.ingress.try_publish_for(&mut self.batch, received) {
             Ok(Some(accepted)) => {
                 self.received.clear();
+                self.received.shrink_to(ENTRIES_KEPT);
                 self.placed(&accepted);
                 self.unplaced.clear();
                 Ok(true)
