@@ -99,6 +99,7 @@ pub use self::terms::Extra;
 pub(crate) use self::terms::{Backlog, Delivery, Note, Outcome, Recovered};
 use crate::health::Health;
 use crate::message::Message;
+use crate::mqtt::packet_ids::PacketIds;
 use crate::time::{SharedClock, SystemClock};
 
 /// A consumer's cursor is written after at most this number of settled messages.
@@ -368,7 +369,7 @@ impl Journal {
     }
 
     /// Packet ids of QoS 2 messages that were received from this session and not released.
-    pub(crate) fn unreleased(&self, id: ConsumerId) -> std::collections::BTreeSet<u16> {
+    pub(crate) fn unreleased(&self, id: ConsumerId) -> PacketIds {
         self.shared.state.lock().queues.get(id).map(|queue| queue.received().clone()).unwrap_or_default()
     }
 

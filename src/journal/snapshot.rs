@@ -21,6 +21,7 @@ use super::record::{self, RecordDraft};
 use super::state::JournalState;
 use super::storage::Storage;
 use crate::message::Message;
+use crate::mqtt::packet_ids::PacketIds;
 
 /// The number of bytes that are written at a time.
 const BLOCK: usize = 256 * 1024;
@@ -34,7 +35,7 @@ pub(crate) struct TableConsumer {
     pub(crate) committed: u64,
     pub(crate) cursor: Cursor,
     /// The packet ids that were received and not released.
-    pub(crate) received: Vec<u16>,
+    pub(crate) received: PacketIds,
     /// The ordinals that the session has received and not completed.
     pub(crate) released: Vec<u64>,
 }
@@ -87,7 +88,7 @@ impl SnapshotTable {
             key: queue.key(),
             committed: queue.committed(),
             cursor: *queue.cursor(),
-            received: queue.received().iter().copied().collect(),
+            received: queue.received().clone(),
             released: queue.released().iter().copied().collect(),
         });
         let segments = state.log.segments().iter().map(|(generation, segment)| {
@@ -111,7 +112,7 @@ impl SnapshotTable {
             out.extend_from_slice(consumer.name.as_bytes());
             encode_cursor(consumer.key, &consumer.cursor, &mut out);
             put(&mut out, &[consumer.received.len() as u64, consumer.released.len() as u64]);
-            for packet_id in &consumer.received {
+            for packet_id in consumer.received.iter() {
                 out.extend_from_slice(&packet_id.to_le_bytes());
             }
             put(&mut out, &consumer.released);
@@ -325,7 +326,7 @@ mod tests {
             key: 5,
             committed: 9,
             cursor: Cursor { base: 3, read: 4, settled: [1, 2, 3, 4, 5, 6, 7, 8, 9], dropped: 5, lost: 6 },
-            received: vec![1, 65535],
+            received: [1, 65535].into_iter().collect(),
             released: vec![8],
         });
         table.boots.insert(2, Boot { id: 1, offset_ms: -5, is_synchronised: true, seen_ms: 7 });

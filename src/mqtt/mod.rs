@@ -6,6 +6,7 @@
 
 pub(crate) mod alias;
 pub(crate) mod connect;
+pub(crate) mod packet_ids;
 pub(crate) mod property;
 pub(crate) mod publish;
 pub(crate) mod reason;

@@ -1,6 +1,6 @@
 //! Messages from the upstream: passes them to the ingress, and acknowledges them.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 use tracing::{error, warn};
 
@@ -11,6 +11,7 @@ use super::wire::{Ack, UpstreamClient, said};
 use crate::exchange::ingress::{IngressError, Receipt};
 use crate::journal::{ConsumerId, Full, Journal, Note, Position};
 use crate::message::{Draft, Origin, Qos};
+use crate::mqtt::packet_ids::PacketIds;
 
 /// The number of messages that are held while the gateway has no room. Further ones are not acknowledged, and come again
 /// later.
@@ -43,9 +44,9 @@ pub(super) struct UpstreamInbox {
     journal: Journal,
     consumer: ConsumerId,
     /// Packet ids of messages at QoS 2 that were received and not released.
-    unreleased: BTreeSet<u16>,
+    unreleased: PacketIds,
     /// Packet ids of an earlier session, which must be recorded as forgotten.
-    stale: BTreeSet<u16>,
+    stale: PacketIds,
     /// Whether nothing is accepted yet, because it must first be on disk to which session the packet ids belong.
     is_closed: bool,
     /// Packet ids that were released and must be recorded.
@@ -77,7 +78,7 @@ impl UpstreamInbox {
             journal: journal.clone(),
             consumer,
             unreleased: journal.unreleased(consumer),
-            stale: BTreeSet::new(),
+            stale: PacketIds::default(),
             is_closed: false,
             releases: VecDeque::new(),
             published: 0,
@@ -108,7 +109,7 @@ impl UpstreamInbox {
     /// Forgets the packet ids, because the upstream has a new session for us. Nothing is accepted until
     /// [`UpstreamInbox::open`].
     pub(crate) fn forget(&mut self) {
-        self.stale.append(&mut self.unreleased);
+        self.stale.extend(std::mem::take(&mut self.unreleased).iter());
         self.is_closed = true;
     }
 
@@ -123,9 +124,10 @@ impl UpstreamInbox {
     /// Records that the packet ids are forgotten, and returns the position at which that is on disk.
     pub(crate) fn note_forgotten(&mut self) -> Result<Position, Full> {
         let mut safe = Position::default();
-        while let Some(packet_id) = self.stale.first().copied() {
+        let stale: Vec<u16> = self.stale.iter().collect();
+        for packet_id in stale {
             safe = self.journal.note(self.consumer, Note::Forgotten(packet_id))?;
-            self.stale.remove(&packet_id);
+            self.stale.remove(packet_id);
         }
         Ok(safe)
     }
@@ -217,10 +219,10 @@ impl UpstreamInbox {
     fn forget_released(&mut self) {
         while let Some(packet_id) = self.releases.front().copied() {
             let mut durable = None;
-            if self.unreleased.contains(&packet_id) {
+            if self.unreleased.contains(packet_id) {
                 let Ok(position) = self.journal.note(self.consumer, Note::Forgotten(packet_id)) else { return };
                 durable = Some(position);
-                self.unreleased.remove(&packet_id);
+                self.unreleased.remove(packet_id);
             }
             self.releases.pop_front();
             self.unsafe_yet.push_back((Receipt { durable }, Ack::Completed(packet_id)));
@@ -293,7 +295,7 @@ impl UpstreamInbox {
                 }
             };
             let packet_id = message.packet_id;
-            if message.is_exact && self.unreleased.contains(&packet_id) {
+            if message.is_exact && self.unreleased.contains(packet_id) {
                 // the message is here, but perhaps not on disk yet
                 let safe = Receipt { durable: Some(self.journal.barrier()) };
                 self.unsafe_yet.push_back((safe, Ack::Recorded(packet_id)));

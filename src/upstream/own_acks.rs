@@ -5,9 +5,10 @@
 //! are kept back for a minute, and longer each time, so that forwarding goes on. If a connection ends all the same
 //! meanwhile, the answers are not the reason, and are trusted for an hour.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 use super::wire::Ack;
+use crate::mqtt::packet_ids::PacketIds;
 
 /// The number of connections in a row that must end after an answer.
 const STRIKES: u32 = 2;
@@ -21,7 +22,7 @@ const LONGEST_MS: u64 = 3_600_000;
 pub(super) struct OwnAcks {
     queue: VecDeque<Ack>,
     /// PUBRECs sent on this connection that were not followed by a PUBREL.
-    open: BTreeSet<u16>,
+    open: PacketIds,
     /// Whether nothing has been heard since the last answer.
     is_unheard: bool,
     /// The number of connections in a row that ended after an answer.
@@ -71,7 +72,7 @@ impl OwnAcks {
 
     /// Records a PUBREL.
     pub(super) fn released(&mut self, packet_id: u16) {
-        if self.open.remove(&packet_id) {
+        if self.open.remove(packet_id) {
             (self.ends, self.times) = (0, 0);
         }
     }
@@ -80,8 +81,8 @@ impl OwnAcks {
     /// now on because of it.
     pub(super) fn ended(&mut self, by_upstream: bool, now: u64) -> (bool, bool) {
         self.queue.clear();
-        let may_be_it = by_upstream && (self.is_unheard || !std::mem::take(&mut self.open).is_empty());
-        self.open.clear();
+        let open = std::mem::take(&mut self.open);
+        let may_be_it = by_upstream && (self.is_unheard || !open.is_empty());
         let was_kept = now < self.kept_until;
         self.is_unheard = false;
         if by_upstream && was_kept {

@@ -229,6 +229,46 @@ fn topics_behind_aliases_are_bounded() {
     assert_it_serves(&mut gateway);
 }
 
+#[test]
+fn packet_ids_that_are_never_released_are_small() {
+    const GUESTS: usize = 20;
+    /// For these guests but the first, in KiB. Their buffers are most of it: the ids of each take 8.
+    const MOST_GROWTH: u64 = 10 << 10;
+    let mut gateway = Gateway::start();
+    let ids: Vec<u16> = (1..=60_000).collect();
+    let mut guests = Vec::new();
+    let mut before = 0;
+    for number in 0..GUESTS {
+        // MQTT 3 has no limit for these messages
+        let mut guest = Connect::new(&format!("guest-{number}")).open(gateway.port);
+        for some in ids.chunks(5_000) {
+            let burst: Vec<u8> = some.iter().flat_map(|id| publish(b"t", b"", 0x34, Some(*id), None)).collect();
+            guest.send(&burst);
+            let mut answers = vec![0; some.len() * 4];
+            guest.socket.read_exact(&mut answers).unwrap();
+            let recorded = some.iter().flat_map(|id| [&[0x50, 2], &id.to_be_bytes()[..]].concat());
+            assert!(recorded.eq(answers), "a PUBREC for each");
+        }
+        // with a small packet the receive buffer shrinks again
+        guest.ping();
+        guests.push(guest);
+        if number == 0 {
+            before = gateway.memory_kib("VmHWM");
+        }
+    }
+    let most = gateway.memory_kib("VmHWM");
+    println!("{before} KiB with the first guest, {most} KiB with all");
+    assert!(most - before < MOST_GROWTH, "{before} KiB with the first guest, {most} KiB with all");
+    // the first id is still known, and the last message of all guests can be completed
+    for guest in &mut guests {
+        guest.send(&[0x62, 2, 0, 1, 0x62, 2, 0xea, 0x60]);
+        for id in [1, 60_000_u16] {
+            assert_eq!(guest.expect(7).body, id.to_be_bytes());
+        }
+    }
+    assert_it_serves(&mut gateway);
+}
+
 /// A file with the history of a sensor, as large as it gets.
 fn full_history(first: u64) -> String {
     let line = |n: u64| {

@@ -140,7 +140,7 @@ impl BrokerConnection {
         accepted.never_fit.iter().for_each(|message| self.never_fits(message));
         let refused = self.acks.placed(accepted, self.version.is_v5());
         for packet_id in refused {
-            self.session.unreleased.remove(&packet_id);
+            self.session.unreleased.remove(packet_id);
             // the batch may have taken it to the disk as received
             let _ = self.note(Note::Forgotten(packet_id));
         }
@@ -194,7 +194,7 @@ impl BrokerConnection {
         let Publish { qos, packet_id, .. } = publish;
         let open = self.acks.ending() + self.session.unreleased.len();
         if qos > Qos::AtMostOnce && open >= usize::from(RECEIVE_MAXIMUM) {
-            let is_repeated = self.session.unreleased.contains(&packet_id);
+            let is_repeated = self.session.unreleased.contains(packet_id);
             if self.version.is_v5() && !is_repeated {
                 return Err(ConnectionEnd::Ended(Reason::RECEIVE_MAXIMUM_EXCEEDED)); // [MQTT-3.3.4-9]
             }
@@ -204,7 +204,7 @@ impl BrokerConnection {
         let accepted = self.push(&publish, is_repeated).inspect_err(|_| {
             // the connection ends and the message is sent again on the next one, where it is new
             if qos == Qos::ExactlyOnce && !is_repeated {
-                self.session.unreleased.remove(&packet_id);
+                self.session.unreleased.remove(packet_id);
             }
         })?;
         if qos == Qos::AtMostOnce {
@@ -214,7 +214,7 @@ impl BrokerConnection {
         // MQTT 3 has no refusal, so a message that is not allowed is acknowledged and dropped [MQTT-3.3.5-2]
         let reason = accepted.err().filter(|_| is_v5).unwrap_or(Reason::SUCCESS);
         if reason.is_error() {
-            self.session.unreleased.remove(&packet_id);
+            self.session.unreleased.remove(packet_id);
         }
         let kind = if qos == Qos::AtLeastOnce { AckPacket::PubAck } else { AckPacket::PubRec };
         let state = match self.batch.len().checked_sub(1) {
@@ -285,13 +285,13 @@ impl BrokerConnection {
                 }
             },
             _ => {
-                let known = self.session.unreleased.contains(&packet_id);
+                let known = self.session.unreleased.contains(packet_id);
                 let reason = if known { Reason::SUCCESS } else { Reason::PACKET_ID_NOT_FOUND };
                 // sent after the PUBREC of the same message, if that still waits for its receipt
                 let durable = if known { self.note(Note::Forgotten(packet_id)) } else { Ok(None) };
                 // with an old record the next message with this id would be taken for a repetition after a restart
                 let durable = durable.map_err(|Full| ConnectionEnd::Ended(Reason::SERVER_BUSY))?;
-                self.session.unreleased.remove(&packet_id);
+                self.session.unreleased.remove(packet_id);
                 let state = AckState::Waits(Receipt { durable });
                 self.acks.push(PendingAck { kind: AckPacket::PubComp, packet_id, reason, state });
                 None

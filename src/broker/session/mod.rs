@@ -2,7 +2,7 @@
 //!
 //! This file makes decisions and does no I/O: the connection reports what has arrived and performs what this file decides.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use smallvec::SmallVec;
@@ -18,6 +18,7 @@ use crate::exchange::waiting::Left;
 use crate::journal::{ConsumerId, Position, Reader};
 use crate::message::{Message, MessageRef, Origin, Qos};
 use crate::mqtt::Reason;
+use crate::mqtt::packet_ids::PacketIds;
 
 /// In sessions with messages from the journal, these messages have packet ids from 1 to this one.
 const FROM_JOURNAL: u16 = 32_767;
@@ -283,7 +284,7 @@ pub(crate) struct Session {
     shared: FilterTree<SubscriptionOptions>,
     pub(crate) outbound: Outbound,
     /// Packet ids of incoming QoS 2 messages whose PUBREL has not arrived.
-    pub(crate) unreleased: BTreeSet<u16>,
+    pub(crate) unreleased: PacketIds,
     /// Retained messages that wait to be sent for new subscriptions.
     pub(crate) retained: Replies,
     /// `None` unless the session is persistent.
@@ -309,7 +310,7 @@ impl Session {
             own: FilterTree::default(),
             shared: FilterTree::default(),
             outbound: Outbound::new(window),
-            unreleased: BTreeSet::new(),
+            unreleased: PacketIds::default(),
             retained: Replies::default(),
             durable,
             filter_bytes: 0,

@@ -262,7 +262,7 @@ fn state_of_the_broker_comes_back() {
                 assert_eq!(retained.view().payload(), format!("{}", run - 1).as_bytes());
             }
             assert_eq!(recovered.sessions, [("c".into(), Bytes::from(format!("subscriptions {}", run - 1)))]);
-            assert_eq!(journal.unreleased(session).into_iter().collect::<Vec<_>>(), [run]);
+            assert_eq!(journal.unreleased(session).iter().collect::<Vec<_>>(), [run]);
         }
         let mut last = Position(0);
         let retained = Extra { retained: true, ..Extra::default() };

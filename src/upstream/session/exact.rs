@@ -15,6 +15,7 @@ use std::ops::{Range, RangeInclusive};
 
 use super::{SentFrom, SentMessage, SessionAction, UpstreamSession};
 use crate::message::Qos;
+use crate::mqtt::packet_ids::PacketIds;
 use crate::upstream::lanes::Lane;
 
 /// The number of packet ids of a lane.
@@ -70,8 +71,8 @@ pub(super) struct BegunExchanges {
     /// been sent, and their packet ids may be in use by other messages.
     possible: [Range<u64>; 2],
     /// Packet ids that the upstream must still free, or has not answered about.
-    to_free: BTreeSet<u16>,
-    asked: BTreeSet<u16>,
+    to_free: PacketIds,
+    asked: PacketIds,
     /// The number of connections in a row that the upstream closed while it was asked.
     ends: u32,
 }
@@ -126,17 +127,17 @@ impl BegunExchanges {
     /// The packet ids to free now.
     fn free(&mut self) -> impl Iterator<Item = u16> {
         let count = MOST_ASKED.saturating_sub(self.asked.len());
-        let now: Vec<u16> = self.to_free.iter().take(count).copied().collect();
-        for packet_id in &now {
+        let now: Vec<u16> = self.to_free.iter().take(count).collect();
+        for packet_id in now.iter().copied() {
             self.to_free.remove(packet_id);
-            self.asked.insert(*packet_id);
+            self.asked.insert(packet_id);
         }
         now.into_iter()
     }
 
     /// Whether a packet id must be freed before it is used.
     fn is_due(&mut self, packet_id: u16) -> bool {
-        let is_due = self.to_free.remove(&packet_id);
+        let is_due = self.to_free.remove(packet_id);
         if is_due {
             self.asked.insert(packet_id);
         }
@@ -154,8 +155,7 @@ impl BegunExchanges {
         let is_given_up = self.ends >= MOST_ENDS;
         if is_given_up {
             self.ends = 0;
-            self.asked.clear();
-            self.to_free.clear();
+            (self.asked, self.to_free) = Default::default();
         }
         Some(is_given_up)
     }
@@ -234,7 +234,7 @@ impl UpstreamSession {
 
     /// Handles the end of a connection: the packet ids of messages in flight may be in use there.
     pub(super) fn interrupt_exchanges(&mut self) {
-        self.begun.to_free.append(&mut self.begun.asked);
+        self.begun.to_free.extend(std::mem::take(&mut self.begun.asked).iter());
         self.begun.interrupted(self.in_flight.iter());
         self.spread = Spread::default();
     }
@@ -284,7 +284,7 @@ impl UpstreamSession {
     pub(crate) fn completed(&mut self, packet_id: u16, now: u64) -> Vec<SessionAction> {
         self.put_off.has_completed = true;
         self.begun.ends = 0;
-        let was_asked = self.begun.asked.remove(&packet_id);
+        let was_asked = self.begun.asked.remove(packet_id);
         let is_it = |message: &&SentMessage| message.packet_id == Some(packet_id) && message.is_unanswered();
         // before our PUBREL, it belongs to an earlier message
         if self.in_flight.iter().find(is_it).is_some_and(|message| message.is_released) {

@@ -21,6 +21,7 @@ use crate::journal::pace::LogPace;
 use crate::journal::parts::Part;
 use crate::journal::{Backlog, CURSOR_EVERY, ConsumerId, Delivery, Limits, Outcome, Position, WhenFull};
 use crate::message::{Draft, Message};
+use crate::mqtt::packet_ids::PacketIds;
 
 /// The most messages that a consumer is assumed to have in hand at a time.
 const IN_HAND: u64 = 1000;
@@ -61,7 +62,7 @@ pub(crate) struct Queue {
     /// Messages up to this ordinal may have been sent before the process began, if at most [`IN_HAND`] were in flight.
     maybe_sent: u64,
     /// Packet ids of QoS 2 messages that were received from this session and not released.
-    received: BTreeSet<u16>,
+    received: PacketIds,
     /// Ordinals that the client has received (PUBREC) and not completed.
     released: BTreeSet<u64>,
     /// Messages that were in hand when they had to make room.
@@ -102,7 +103,7 @@ impl Queue {
             behind: None,
             filling: false,
             maybe_sent: 0,
-            received: BTreeSet::new(),
+            received: PacketIds::default(),
             released: BTreeSet::new(),
             pushed_out: BTreeSet::new(),
             unsaved: 0,
@@ -117,9 +118,9 @@ impl Queue {
     }
 
     /// Restores the state from a snapshot.
-    pub(crate) fn restore(&mut self, cursor: Cursor, committed: u64, received: &[u16], released: &[u64]) {
+    pub(crate) fn restore(&mut self, cursor: Cursor, committed: u64, received: &PacketIds, released: &[u64]) {
         (self.cursor, self.accepted, self.committed) = (cursor, committed, committed);
-        self.received = received.iter().copied().collect();
+        self.received = received.clone();
         self.released = released.iter().copied().collect();
     }
 
@@ -180,7 +181,7 @@ impl Queue {
     }
 
     /// Packet ids of QoS 2 messages that were received from this session and not released.
-    pub(crate) fn received(&self) -> &BTreeSet<u16> {
+    pub(crate) fn received(&self) -> &PacketIds {
         &self.received
     }
 
@@ -333,7 +334,7 @@ impl Queue {
     /// Applies a step of a QoS 2 exchange that is on disk.
     pub(crate) fn note(&mut self, what: u64, value: u64) {
         match what {
-            0 => drop(self.received.remove(&(value as u16))),
+            0 => drop(self.received.remove(value as u16)),
             2 => drop(self.released.remove(&value)),
             _ if (self.cursor.base + 1..=FAR).contains(&value) => drop(self.released.insert(value)),
             _ => {}
