@@ -119,3 +119,53 @@ fn messages_that_end_connections_are_found_soon_however_many_there_are() {
     let (bench, _) = play(40, 1, 1, |now, payload| takes(now, payload) && payload != "7");
     assert_eq!(bench.ledger().acked, 39, "{:?}", bench.ledger());
 }
+
+#[test]
+fn a_message_that_ends_the_connection_is_found_and_set_aside() {
+    let mut bench = Bench::new(|_| {});
+    bench.append_many(0..20);
+    let mut connections = 0;
+    // a broker with 3.1.1 that closes the connection when it gets "2"
+    while bench.ledger().pending > 0 {
+        connections += 1;
+        assert!(connections < 10, "{:?}", bench.ledger());
+        bench.connect(V4);
+        let mut id = 1;
+        'connection: loop {
+            bench.pump(0);
+            let sent = bench.deliver(id);
+            if sent.is_empty() {
+                break;
+            }
+            for payload in sent {
+                if payload == "2" {
+                    bench.disconnect(&Broken::Closed);
+                    break 'connection;
+                }
+                bench.ack(id, 0);
+                id += 1;
+            }
+        }
+    }
+    let ledger = bench.ledger();
+    assert_eq!((ledger.acked, ledger.dropped.ends_connection), (19, 1));
+    assert_eq!(
+        connections,
+        STRIKES + 3,
+        "one to suspect it, three strikes, one to send others before the last, one for the rest"
+    );
+    assert!(bench.session.has_room(Role::Live) && !bench.session.suspicion.is_active());
+}
+
+#[test]
+fn a_bad_network_is_not_blamed_on_a_message() {
+    let mut bench = Bench::new(|_| {});
+    bench.append_many(0..3);
+    for _ in 0..10 {
+        bench.connect(V4);
+        bench.pump(0);
+        bench.deliver(1);
+        bench.disconnect(&Broken::Silent);
+    }
+    assert_eq!(bench.ledger().pending, 3);
+}
