@@ -63,7 +63,7 @@ impl BrokerConnection {
         let mut pace = ClientPace::new(self.keep_alive);
         let mut alarm = std::pin::pin!(sleep_until(pace.look_at()));
         let mut kicked = std::pin::pin!(kick.kicked());
-        let mut turn = Turn::new();
+        let mut turn = WorkTurn::new();
         loop {
             worked();
             turn.begins();
@@ -241,16 +241,16 @@ impl BrokerConnection {
 }
 
 /// How long a connection has worked since it last let others work. A socket that is always ready would not make it pause.
-struct Turn {
+struct WorkTurn {
     begun: Instant,
     ended: Instant,
     worked: Duration,
 }
 
-impl Turn {
-    fn new() -> Turn {
+impl WorkTurn {
+    fn new() -> WorkTurn {
         let now = Instant::now();
-        Turn { begun: now, ended: now, worked: Duration::ZERO }
+        WorkTurn { begun: now, ended: now, worked: Duration::ZERO }
     }
 
     fn begins(&mut self) {
