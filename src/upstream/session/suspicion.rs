@@ -106,7 +106,8 @@ pub(super) struct Suspicion {
     needed_quiet: u64,
     /// The number of messages in a row that have arrived at QoS 1 and not at QoS 2.
     exact_doubts: u32,
-    said: bool,
+    /// Until when it is not said again that the upstream is the cause.
+    said_until: u64,
 }
 
 impl Suspicion {
@@ -251,8 +252,11 @@ impl Suspicion {
             self.in_turn = false;
             return verdict;
         }
-        let is_news = self.failures > 1 && self.entries.len() > 1 && !std::mem::replace(&mut self.said, true);
-        if is_news { SuspectVerdict::Upstream } else { SuspectVerdict::Open }
+        if self.failures > 1 && self.entries.len() > 1 && now >= self.said_until {
+            self.said_until = now + REMEMBERED_MS;
+            return SuspectVerdict::Upstream;
+        }
+        SuspectVerdict::Open
     }
 
     /// The index of what is known about a message.
@@ -283,7 +287,7 @@ impl Suspicion {
 
     /// Records an acknowledgement. Returns `false` if the message must be sent once more, with its retain flag.
     pub(crate) fn acked(&mut self, lane: Lane, position: Position, now: u64) -> bool {
-        (self.failures, self.said) = (0, false);
+        self.failures = 0;
         self.acked_at = Some(now);
         let tells_quiet = self.sent == 1 && !self.is_clear(now);
         let is_it = |entry: &Suspect| (entry.lane, entry.position) == (lane, position);
