@@ -1,13 +1,12 @@
 //! Processes what the client sends.
 
-use std::time::Duration;
-
 use bytes::BytesMut;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::super::session::{DeliverySource, Received};
 use super::acks::{AckState, ENTRIES_KEPT, PendingAck};
+use super::run::TURN;
 use super::{BrokerConnection, ConnectionEnd};
 use crate::access::authenticate::Denied;
 use crate::access::guesses::network;
@@ -25,9 +24,8 @@ use crate::mqtt::{
 pub(crate) const RECEIVE_MAXIMUM: u16 = 1000;
 /// A batch of this size in bytes is sent on before more packets are parsed.
 const BATCH_SIZE: usize = 64 * 1024;
-/// After this time the rest of what was received waits for the next turn, so that others need not wait for all of it.
-const TURN: Duration = Duration::from_millis(1);
-/// The number of packets after which that time is looked at.
+/// The number of packets after which it is looked at whether the turn is over. The rest waits for the next one then, so that
+/// others need not wait for all of it.
 const LOOK_EVERY: u64 = 16;
 
 impl BrokerConnection {

@@ -33,7 +33,7 @@ const ANSWERS_FULL: usize = 128 * 1024;
 const RETAINED_FULL: usize = 10_000;
 const LARGEST_READ: usize = 64 * 1024;
 /// After this time of work a connection lets others work, however much there is to do.
-const TURN: Duration = Duration::from_millis(1);
+pub(super) const TURN: Duration = Duration::from_millis(1);
 /// Output up to this size is written before the loop waits, see [`BrokerConnection::write_at_once`].
 const SMALL_WRITE: usize = 4 * 1024;
 /// A client that reads nothing for this long counts as gone.
