@@ -284,14 +284,7 @@ impl HttpConnection {
                 }
                 Err(foreign) => HttpProblem::forbidden(foreign.to_string()).into_response(),
             };
-            for (name, value) in [
-                (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-                (header::REFERRER_POLICY, "no-referrer"),
-                (header::HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
-                (header::X_FRAME_OPTIONS, "DENY"),
-            ] {
-                response.headers_mut().insert(name, HeaderValue::from_static(value));
-            }
+            set_defaults(response.headers_mut());
             if is_script {
                 response.headers_mut().remove(header::WWW_AUTHENTICATE);
             }
@@ -302,12 +295,23 @@ impl HttpConnection {
             if let Some(origin) = welcome {
                 share(response.headers_mut(), origin, is_preflight);
             }
-            // the contents may change at any moment
-            let no_store = HeaderValue::from_static("no-store");
-            response.headers_mut().entry(header::CACHE_CONTROL).or_insert(no_store);
             Ok(response)
         }
     }
+}
+
+/// Sets what every answer has, unless the answer itself or what follows says otherwise.
+fn set_defaults(headers: &mut HeaderMap) {
+    for (name, value) in [
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    // the contents may change at any moment
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
 }
 
 /// Lets a page of this origin read the answer [Fetch, 3.3]. A preflight also gets the allowed methods and headers.

@@ -1,5 +1,6 @@
 //! Connects through a proxy: HTTP CONNECT [RFC 9110 section 9.3.6] and SOCKS5 [RFC 1928, 1929].
 
+use std::io;
 use std::net::IpAddr;
 
 use base64ct::{Base64, Encoding};
@@ -10,6 +11,15 @@ use crate::upstream::wire::Broken;
 
 /// The most bytes of a proxy's answer that are read.
 const MOST: usize = 8 << 10;
+// the numbers of RFC 1928
+const SOCKS: u8 = 5;
+const NO_LOGIN: u8 = 0;
+const PASSWORD: u8 = 2;
+const CONNECT: u8 = 1;
+const SOCKS_V4: u8 = 1;
+const SOCKS_NAME: u8 = 3;
+const SOCKS_V6: u8 = 4;
+const NOT_SOCKS: &str = "what it says is not SOCKS5";
 
 /// Asks an HTTP proxy for a tunnel.
 pub async fn http(
@@ -71,80 +81,97 @@ pub async fn socks5(
     host: &str,
     port: u16,
 ) -> Result<(), Broken> {
-    const VERSION: u8 = 5;
-    const NONE: u8 = 0;
-    const PASSWORD: u8 = 2;
-    let failed = |_| Broken::Abrupt("it closed the connection; is it a SOCKS5 proxy?".into());
-    let lasting = |why: &str| Err(Broken::Lasting(why.into()));
-    let methods: &[u8] = if proxy.login.is_some() { &[VERSION, 2, NONE, PASSWORD] } else { &[VERSION, 1, NONE] };
-    stream.write_all(methods).await.map_err(failed)?;
+    let methods: &[u8] = if proxy.login.is_some() { &[SOCKS, 2, NO_LOGIN, PASSWORD] } else { &[SOCKS, 1, NO_LOGIN] };
+    stream.write_all(methods).await.map_err(socks_closed)?;
     let mut chosen = [0; 2];
-    stream.read_exact(&mut chosen).await.map_err(failed)?;
+    stream.read_exact(&mut chosen).await.map_err(socks_closed)?;
     match (chosen, &proxy.login) {
-        ([VERSION, NONE], _) => {}
-        ([VERSION, PASSWORD], Some((user, password))) => {
-            let password = password.expose();
-            let mut login = vec![1, user.len() as u8];
-            login.extend_from_slice(user.as_bytes());
-            login.push(password.len() as u8);
-            login.extend_from_slice(password.as_bytes());
-            stream.write_all(&login).await.map_err(failed)?;
-            stream.read_exact(&mut chosen).await.map_err(failed)?;
-            if chosen[1] != 0 {
-                return lasting("it does not accept the user name and password");
-            }
-        }
-        ([VERSION, _], None) => {
+        ([SOCKS, NO_LOGIN], _) => {}
+        ([SOCKS, PASSWORD], Some((user, password))) => socks5_login(stream, user, password.expose()).await?,
+        ([SOCKS, _], None) => {
             return lasting("it wants a user name and password: proxy = \"socks5://USER:PASSWORD@HOST:PORT\"");
         }
-        ([VERSION, _], Some(_)) => return lasting("it does not take a user name and password"),
-        _ => return lasting("what it says is not SOCKS5"),
+        ([SOCKS, _], Some(_)) => return lasting("it does not take a user name and password"),
+        _ => return lasting(NOT_SOCKS),
     }
-    let mut request = vec![VERSION, 1, 0];
+    stream.write_all(&socks5_request(host, port)?).await.map_err(socks_closed)?;
+    let mut answer = [0; 4];
+    stream.read_exact(&mut answer).await.map_err(socks_closed)?;
+    if let Some((why, is_lasting)) = socks5_refusal(answer[1]) {
+        let why = format!("it does not connect to {host}:{port}: {why}");
+        return Err(if is_lasting { Broken::Lasting(why) } else { Broken::Failed(why) });
+    }
+    let bound = match answer[3] {
+        SOCKS_V4 => 4,
+        SOCKS_V6 => 16,
+        SOCKS_NAME => usize::from(stream.read_u8().await.map_err(socks_closed)?),
+        _ => return lasting(NOT_SOCKS),
+    };
+    let mut rest = vec![0; bound + 2];
+    stream.read_exact(&mut rest).await.map_err(socks_closed)?;
+    Ok(())
+}
+
+fn socks_closed(_: io::Error) -> Broken {
+    Broken::Abrupt("it closed the connection; is it a SOCKS5 proxy?".into())
+}
+
+fn lasting<T>(why: &str) -> Result<T, Broken> {
+    Err(Broken::Lasting(why.into()))
+}
+
+/// Signs in with a user name and password [RFC 1929].
+async fn socks5_login(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    user: &str,
+    password: &str,
+) -> Result<(), Broken> {
+    let mut login = vec![1, user.len() as u8];
+    login.extend_from_slice(user.as_bytes());
+    login.push(password.len() as u8);
+    login.extend_from_slice(password.as_bytes());
+    stream.write_all(&login).await.map_err(socks_closed)?;
+    let mut answer = [0; 2];
+    stream.read_exact(&mut answer).await.map_err(socks_closed)?;
+    if answer[1] == 0 { Ok(()) } else { lasting("it does not accept the user name and password") }
+}
+
+/// The request for a connection to this host, whose name the proxy looks up [RFC 1928, 4].
+fn socks5_request(host: &str, port: u16) -> Result<Vec<u8>, Broken> {
+    let mut request = vec![SOCKS, CONNECT, 0];
     match host.parse() {
         Ok(IpAddr::V4(address)) => {
-            request.push(1);
+            request.push(SOCKS_V4);
             request.extend(address.octets());
         }
         Ok(IpAddr::V6(address)) => {
-            request.push(4);
+            request.push(SOCKS_V6);
             request.extend(address.octets());
         }
         Err(_) => {
             let length = u8::try_from(host.len()).map_err(|_| Broken::Lasting("the host name is too long".into()))?;
-            request.extend([3, length]);
+            request.extend([SOCKS_NAME, length]);
             request.extend_from_slice(host.as_bytes());
         }
     }
     request.extend(port.to_be_bytes());
-    stream.write_all(&request).await.map_err(failed)?;
-    let mut answer = [0; 4];
-    stream.read_exact(&mut answer).await.map_err(failed)?;
-    let why = match answer[1] {
-        0 => "",
-        1 => "general failure",
-        2 => "its rules do not allow it",
-        3 => "network unreachable",
-        4 => "host unreachable",
-        5 => "connection refused",
-        6 => "time to live exceeded",
-        7 => "it does not know the command",
-        8 => "it does not know this kind of address",
-        _ => "an unknown failure",
-    };
-    if !why.is_empty() {
-        let why = format!("it does not connect to {host}:{port}: {why}");
-        return Err(if matches!(answer[1], 2 | 7 | 8) { Broken::Lasting(why) } else { Broken::Failed(why) });
-    }
-    let bound = match answer[3] {
-        1 => 4,
-        4 => 16,
-        3 => usize::from(stream.read_u8().await.map_err(failed)?),
-        _ => return lasting("what it says is not SOCKS5"),
-    };
-    let mut rest = vec![0; bound + 2];
-    stream.read_exact(&mut rest).await.map_err(failed)?;
-    Ok(())
+    Ok(request)
+}
+
+/// What this answer means if it is a refusal [RFC 1928, 6], and whether another attempt would get the same one.
+fn socks5_refusal(answer: u8) -> Option<(&'static str, bool)> {
+    Some(match answer {
+        0 => return None,
+        1 => ("general failure", false),
+        2 => ("its rules do not allow it", true),
+        3 => ("network unreachable", false),
+        4 => ("host unreachable", false),
+        5 => ("connection refused", false),
+        6 => ("time to live exceeded", false),
+        7 => ("it does not know the command", true),
+        8 => ("it does not know this kind of address", true),
+        _ => ("an unknown failure", false),
+    })
 }
 
 #[cfg(test)]
