@@ -1,17 +1,21 @@
 //! Estimates when the backlog of an upstream will be empty.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// The least time between two measurements of the backlog.
 const LEAST: Duration = Duration::from_secs(1);
 /// The time constant of the smoothing in seconds: older measurements count little.
 const SMOOTHED: f64 = 30.0;
+/// A backlog that has not shrunk for this long does not shrink.
+const LATELY: Duration = Duration::from_secs(30);
 
 /// The speed at which a backlog shrinks, measured whenever it is shown.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Drain {
-    /// The time of the last measurement, and the number of messages at that time.
-    last: Option<(Instant, u64)>,
+    /// The times of measurements and the numbers of messages then. The first is the last one before [`LATELY`], or the first
+    /// of all.
+    looks: VecDeque<(Instant, u64)>,
     /// The smoothed number of messages by which the backlog shrinks in a second.
     rate: Option<f64>,
 }
@@ -23,16 +27,23 @@ impl Drain {
             *self = Drain::default();
             return None;
         }
-        let (then, before) = *self.last.get_or_insert((now, waiting));
+        let Some((then, before)) = self.looks.back().copied() else {
+            self.looks.push_back((now, waiting));
+            return None;
+        };
         let elapsed = now.saturating_duration_since(then);
         if elapsed >= LEAST {
             let seconds = elapsed.as_secs_f64();
             let rate = (before as f64 - waiting as f64) / seconds;
             let weight = 1.0 - (-seconds / SMOOTHED).exp();
             self.rate = Some(self.rate.map_or(rate, |known| known + weight * (rate - known)));
-            self.last = Some((now, waiting));
+            self.looks.push_back((now, waiting));
+            while self.looks.get(1).is_some_and(|(at, _)| now.saturating_duration_since(*at) >= LATELY) {
+                self.looks.pop_front();
+            }
         }
-        let rate = self.rate.filter(|rate| *rate > 0.0 && waiting > 0)?;
+        let has_shrunk = self.looks.front().is_some_and(|(_, lately)| waiting < *lately);
+        let rate = self.rate.filter(|rate| *rate > 0.0 && waiting > 0 && has_shrunk)?;
         Some((waiting as f64 / rate).ceil() as u64)
     }
 }
@@ -51,11 +62,15 @@ mod tests {
         assert_eq!(look(0, 10_000, true), None);
         assert_eq!(look(10, 9_000, true), Some(90));
         assert_eq!(look(20, 8_000, true), Some(80));
-        // an upstream that takes nothing any more
-        assert!(look(50, 8_000, true) > Some(120));
-        assert_eq!(look(60, 8_000, false), None);
-        assert_eq!(look(70, 8_000, true), None);
-        assert_eq!(look(80, 0, true), None);
+        // an upstream that takes nothing any more, and then something again
+        assert!(look(40, 8_000, true) > Some(80));
+        assert_eq!(look(50, 8_000, true), None);
+        assert_eq!(look(300, 8_000, true), None);
+        assert!(look(301, 7_900, true).is_some());
+        assert_eq!(look(310, 9_000, true), None);
+        assert_eq!(look(360, 8_000, false), None);
+        assert_eq!(look(370, 8_000, true), None);
+        assert_eq!(look(380, 0, true), None);
     }
 
     #[test]

@@ -45,7 +45,8 @@ pub(crate) async fn announce(
                 }
             }
         };
-        let is_quiet = snapshot.ledger.pending == 0;
+        // without a connection messages may begin to wait at any moment, and nothing says so
+        let is_quiet = snapshot.ledger.pending == 0 && snapshot.state == UpstreamState::Connected;
         tokio::select! {
             () = cancel.cancelled() => {
                 let topic = format!("$SYS/broker/connection/{}/state", snapshot.name);

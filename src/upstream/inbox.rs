@@ -370,18 +370,19 @@ impl UpstreamInbox {
     pub(crate) fn disconnected(&mut self, clean_session: bool) {
         self.unsafe_yet.clear();
         self.releases.clear();
-        if clean_session {
-            self.held.retain_mut(|waiting| match waiting {
-                WaitingMessage::Message(message) => {
-                    message.packet_id = 0;
-                    true
-                }
-                WaitingMessage::Refused(_) => false,
-            });
-        } else {
-            self.held.clear();
-            self.held_bytes = 0;
-        }
+        self.held.retain_mut(|waiting| match waiting {
+            // messages at QoS 0 have no packet id, and nobody sends them again
+            WaitingMessage::Message(message) if clean_session || message.packet_id == 0 => {
+                message.packet_id = 0;
+                true
+            }
+            _ => false,
+        });
+        let size = |waiting: &WaitingMessage| match waiting {
+            WaitingMessage::Message(message) => message.size(),
+            WaitingMessage::Refused(_) => 0,
+        };
+        self.held_bytes = self.held.iter().map(size).sum();
     }
 }
 
@@ -396,19 +397,40 @@ mod tests {
         let limits = Limits { messages: 1, bytes: 1 << 20, when_full: WhenFull::DropOldest };
         let consumer = journal.register("upstream/home", limits);
         let mut inbox = UpstreamInbox::new("home", 4 * HELD_BYTES, &journal, consumer);
-        let message = |bytes| Inbound {
+        for bytes in [2 * HELD_BYTES, 1] {
+            inbox.received(Ok(message(bytes, 0)), (0, Qos::AtMostOnce, bytes));
+        }
+        assert_eq!((inbox.held.len(), inbox.dropped), (1, 1));
+    }
+
+    /// A message of this size, at QoS 1 if it has a packet id.
+    fn message(bytes: usize, packet_id: u16) -> Inbound {
+        Inbound {
             topic: "t".into(),
             payload: vec![0; bytes].into(),
-            qos: Qos::AtMostOnce,
+            qos: if packet_id == 0 { Qos::AtMostOnce } else { Qos::AtLeastOnce },
             retain: false,
             properties: Vec::new(),
             expiry: None,
-            packet_id: 0,
+            packet_id,
             is_exact: false,
-        };
-        for bytes in [2 * HELD_BYTES, 1] {
-            inbox.received(Ok(message(bytes)), (0, Qos::AtMostOnce, bytes));
         }
-        assert_eq!((inbox.held.len(), inbox.dropped), (1, 1));
+    }
+
+    #[test]
+    fn what_the_upstream_does_not_send_again_stays_after_the_end_of_a_connection() {
+        for (clean_session, left) in [(false, 2), (true, 3)] {
+            let journal = Journal::default();
+            let limits = Limits { messages: 9, bytes: 1 << 20, when_full: WhenFull::DropOldest };
+            let consumer = journal.register("upstream/home", limits);
+            let mut inbox = UpstreamInbox::new("home", HELD_BYTES, &journal, consumer);
+            for packet_id in [7, 0, 0] {
+                let qos = if packet_id == 0 { Qos::AtMostOnce } else { Qos::AtLeastOnce };
+                inbox.received(Ok(message(10, packet_id)), (packet_id, qos, 10));
+            }
+            inbox.received(Err(NotTaken::Unwanted), (8, Qos::AtLeastOnce, 10));
+            inbox.disconnected(clean_session);
+            assert_eq!((inbox.held.len(), inbox.held_bytes), (left, left * message(10, 0).size()), "{clean_session}");
+        }
     }
 }

@@ -14,8 +14,11 @@ use super::{Broken, Request, UpstreamConnection};
 use crate::net::queue::unacknowledged;
 use crate::upstream::wire::LineProgress;
 
-/// Fewer bytes are no reason for a delay.
+/// Fewer bytes that leave are no reason for a delay.
 const FEW: u64 = 4 << 10;
+/// Fewer bytes of a message that arrives are no reason for a delay. The slowest lines carry several times as much in the time
+/// between two looks.
+const FEW_DOWN: u64 = 512;
 /// The bytes that layers above TCP may add behind a packet.
 const ADDED: u64 = 512;
 /// How long an upstream may take to answer what has certainly arrived there.
@@ -83,7 +86,7 @@ impl UpstreamConnection {
             None if is_leaving || is_arriving => LineProgress::Unsure,
             None => LineProgress::Nothing,
             // less than that may be answers which an upstream with a wrong length makes a part of the message
-            Some((_, _, before)) if is_arriving && down - before >= FEW => LineProgress::Moves,
+            Some((_, _, before)) if is_arriving && down - before >= FEW_DOWN => LineProgress::Moves,
             // the last part may have arrived just now
             Some((_, before, _)) if !is_there && up > before && (is_leaving || up - before >= FEW as i64) => {
                 LineProgress::Moves

@@ -110,6 +110,8 @@ async fn answers_wait_behind_a_large_message_that_arrives() {
     assert_eq!(arrive(b"").await, LineProgress::Nothing);
     assert_eq!(arrive(&[0; 5000]).await, LineProgress::Moves);
     assert_eq!(arrive(b"an answer to a ping").await, LineProgress::Nothing);
+    // what a line of 120 bytes a second carries between two looks
+    assert_eq!(arrive(&[0; 600]).await, LineProgress::Moves);
 }
 
 #[tokio::test]
