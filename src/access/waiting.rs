@@ -84,6 +84,14 @@ impl WaitingRoom {
 }
 
 impl Ticket {
+    /// Counts the connection for this address, which a proxy has named.
+    pub(crate) fn is_from(&self, from: IpAddr) {
+        let waiting = &mut self.room.state.lock().waiting;
+        if let Some(waiting) = waiting.iter_mut().find(|waiting| waiting.number == self.number) {
+            waiting.network = Some(network(from));
+        }
+    }
+
     /// Gives the place back, because the client has sent its CONNECT and other limits apply. Returns whether it still
     /// had the place: otherwise it has been cut and must not become a client, because whoever waits for [`Ticket::cut`]
     /// ends it without the steps that the end of a client takes. After `true` it is never cut.
@@ -144,6 +152,24 @@ impl Sockets {
     }
 }
 
+impl Socket {
+    /// Counts the socket for this address, which a proxy has named. Returns `false` if its network has `of_network` already.
+    pub(crate) fn is_from(&mut self, from: IpAddr, of_network: usize) -> bool {
+        if self.network.is_some() {
+            return true;
+        }
+        let network = network(from);
+        let mut counts = self.sockets.by_network.lock();
+        let of_this = counts.1.get(&network).copied().unwrap_or(0);
+        if of_this >= of_network && !network.is_loopback() {
+            return false;
+        }
+        counts.1.insert(network, of_this + 1);
+        self.network = Some(network);
+        true
+    }
+}
+
 impl Drop for Socket {
     fn drop(&mut self) {
         let mut counts = self.sockets.by_network.lock();
@@ -191,6 +217,29 @@ mod tests {
         drop(held);
         assert!(open("192.0.2.1").is_some());
         assert!(sockets.by_network.lock().1.is_empty());
+    }
+
+    #[test]
+    fn clients_behind_a_proxy_are_told_apart() {
+        let (room, sockets) = (Arc::new(WaitingRoom::default()), Arc::new(Sockets::default()));
+        let through_proxy = |client: &str| {
+            let (ticket, _) = room.enter(at("127.0.0.1"));
+            ticket.is_from(client.parse().unwrap());
+            ticket
+        };
+        let honest = through_proxy("198.51.100.7");
+        let flood: Vec<Ticket> = (0..2 * MOST).map(|_| through_proxy("198.51.100.66")).collect();
+        assert!(!honest.cut.is_cancelled() && flood[0].cut.is_cancelled());
+
+        let open = |client: &str| {
+            let mut socket = sockets.open(None, 10, 6)?;
+            socket.is_from(client.parse().unwrap(), 6).then_some(socket)
+        };
+        let held: Vec<Socket> = (0..20).filter_map(|_| open("198.51.100.66")).collect();
+        assert_eq!(held.len(), 6);
+        assert!(open("198.51.100.7").is_some());
+        drop(held);
+        assert_eq!(*sockets.by_network.lock(), (0, HashMap::new()));
     }
 
     #[test]

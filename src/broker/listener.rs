@@ -13,7 +13,7 @@ use super::connection::{Peer, part, serve};
 use super::core::Core;
 use super::settings::ListenerSettings;
 use crate::access::guesses::network;
-use crate::access::waiting::{MOST, Ticket};
+use crate::access::waiting::{MOST, Socket, Ticket};
 use crate::net::address::PortStream;
 use crate::net::port::{AcceptedConnection, Port};
 use crate::tls::{common_name, handshake_hint};
@@ -53,7 +53,7 @@ fn accept(accepted: AcceptedConnection, through: &Through, core: &Arc<Core>, con
     let from = accepted.from;
     // a client's address behind a proxy is not known yet
     let network_of = (!accepted.is_proxied()).then(|| from.ip());
-    let Some(socket) = core.sockets.open(network_of, most, of_network) else {
+    let Some(mut socket) = core.sockets.open(network_of, most, of_network) else {
         core.stats.refused.add(1);
         debug!(from = %accepted.from, "connection dropped: too many are open");
         return;
@@ -66,12 +66,12 @@ fn accept(accepted: AcceptedConnection, through: &Through, core: &Arc<Core>, con
     }
     let (core, ticket, through, at) = (core.clone(), Arc::new(ticket), through.clone(), Instant::now());
     connections.spawn(async move {
-        let open = (OpenSocket(core.clone()), socket);
+        let open = OpenSocket(core.clone());
         tokio::select! {
-            () = serve_accepted(core, accepted, (ticket.clone(), at), through) => {}
+            () = serve_accepted(core, accepted, (ticket.clone(), at), through, &mut socket) => {}
             () = ticket.cut() => {}
         }
-        drop(open);
+        drop((open, socket));
     });
 }
 
@@ -80,7 +80,9 @@ async fn serve_accepted(
     mut accepted: AcceptedConnection,
     (ticket, at): (Arc<Ticket>, Instant),
     through: Through,
+    socket: &mut Socket,
 ) {
+    let is_proxied = accepted.is_proxied();
     if let Err(error) = accepted.find_origin().await {
         core.stats.refused.add(1);
         let error = error.to_string();
@@ -88,6 +90,15 @@ async fn serve_accepted(
             info!(from = %accepted.from, more_since_last = more, "connection closed: {error}");
         }
         return;
+    }
+    if is_proxied {
+        // from here on it is the client that has the place, and not its proxy
+        ticket.is_from(accepted.from.ip());
+        if !socket.is_from(accepted.from.ip(), core.bounds().of_network() + MOST) {
+            core.stats.refused.add(1);
+            debug!(from = %accepted.from, "connection dropped: too many of its network are open");
+            return;
+        }
     }
     let AcceptedConnection { stream, from, tls, place, .. } = accepted;
     let peer = Peer { ticket: Some(ticket), listener: Some(through.name), accepted: at, ..Peer::at(from.ip()) };
