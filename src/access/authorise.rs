@@ -160,6 +160,11 @@ impl Authoriser {
         (policy.version, all)
     }
 
+    /// Whether this client may publish on this topic now; if its listener is unknown, whether it may at any listener.
+    pub(crate) fn may_publish(&self, identity: &Identity, topic: &str) -> bool {
+        self.in_force(identity).1.iter().any(|permissions| permissions.may_publish(topic))
+    }
+
     /// Whether a client that was given these permissions would be given the same ones now.
     pub(crate) fn still_holds(
         &self,

@@ -19,10 +19,9 @@ use bytes::Bytes;
 use tracing::{info, warn};
 
 use super::core::{Core, origin};
-use crate::access::authorise::{Authoriser, Permissions};
+use crate::access::authorise::Permissions;
 use crate::access::identity::{Identity, SessionName};
 use crate::access::places::PlaceHolder;
-use crate::access::settings::AccessSettings;
 use crate::exchange::ingress::IngressError;
 use crate::message::{Draft, Message};
 use crate::mqtt::Will;
@@ -105,10 +104,22 @@ impl Core {
 
     /// Publishes the last will of a client, if the client may publish it.
     pub(super) async fn publish_will(&self, identity: &Identity, permissions: &Permissions, will: &Will) {
-        if !permissions.may_publish(&will.topic) {
-            info!(client_id = &*identity.client_id, topic = &*will.topic, "last will not published: no permission");
-            return;
+        if permissions.may_publish(&will.topic) {
+            self.hand_in_will(identity, will).await;
+        } else {
+            self.say_will_denied(identity, will);
         }
+    }
+
+    fn say_will_denied(&self, identity: &Identity, will: &Will) {
+        let (client_id, topic) = (&*identity.client_id, &*will.topic);
+        // clients choose their ids and topics, so the lines of a user are counted together
+        if let Some(more_since_last) = self.access.limiter.due(&identity.user, ("will", client_id)) {
+            info!(client_id, topic, more_since_last, "last will not published: no permission");
+        }
+    }
+
+    async fn hand_in_will(&self, identity: &Identity, will: &Will) {
         let message = draft(will, &identity.session(), self.ingress.clock().boot_ms());
         match self.ingress.publish(&message.view().to_draft()).await {
             Ok(_) | Err(IngressError::Closed) => {}
@@ -116,13 +127,16 @@ impl Core {
         }
     }
 
-    /// Publishes a will that was authorised when its client connected or left.
+    /// Publishes a will that has waited, if its client may publish it now. Rights may have been taken away meanwhile. A will
+    /// whose user was not recorded was authorised when its client connected.
     pub(super) async fn publish_delayed(&self, session: &str, will: &Will) {
         let name = SessionName::of(session);
-        let identity = Identity { user: name.user.map(Into::into), client_id: name.client_id.into(), listener: None };
-        let nobody = Identity { user: None, client_id: "".into(), listener: None };
-        let everything = Authoriser::new(&AccessSettings::default()).permissions(&nobody);
-        self.publish_will(&identity, &everything, will).await;
+        let identity = name.identity();
+        if name.is_unowned || self.access.authoriser.may_publish(&identity, &will.topic) {
+            self.hand_in_will(&identity, will).await;
+        } else {
+            self.say_will_denied(&identity, will);
+        }
         self.keep_will(session, None);
     }
 }
