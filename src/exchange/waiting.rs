@@ -15,6 +15,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
+use crate::access::limiter::Limiter;
 use crate::access::quota::has_room;
 use crate::message::alive;
 
@@ -41,6 +42,8 @@ struct Accounts {
     /// The memory of all messages, each counted once.
     alive: fn() -> usize,
     payers: Mutex<HashMap<Arc<str>, Weak<Payer>>>,
+    /// The log lines about slow readers.
+    said: Limiter,
 }
 
 /// The memory of messages that wait for clients. Cheap to clone.
@@ -55,7 +58,12 @@ impl DeliveryMemory {
 
     /// The same, with a function that returns the memory of all messages.
     pub(crate) fn measured(most: usize, alive: fn() -> usize) -> DeliveryMemory {
-        DeliveryMemory(Arc::new(Accounts { most: AtomicUsize::new(most), alive, payers: Mutex::default() }))
+        DeliveryMemory(Arc::new(Accounts {
+            most: AtomicUsize::new(most),
+            alive,
+            payers: Mutex::default(),
+            said: Limiter::default(),
+        }))
     }
 
     /// Changes the limit for a single user.
@@ -111,6 +119,11 @@ impl Account {
     #[cfg(test)]
     pub(crate) fn held(&self) -> usize {
         self.payer.held.load(Ordering::Relaxed)
+    }
+
+    /// Whether this event of a client of the user is logged now, see [`Limiter::due`].
+    pub(crate) fn says(&self, client_id: &str, event: &str) -> Option<u64> {
+        self.waiting.0.said.due(&self.payer.name, (client_id, event))
     }
 
     pub(crate) fn waiting(&self) -> &DeliveryMemory {

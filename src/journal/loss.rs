@@ -1,5 +1,6 @@
 //! Logs messages that limits have dropped, which is lost data, with their owner and number. There is not a line for every
-//! message, but one for each consumer and minute, and [`LINES`] in a minute for all. The counters of consumers and of
+//! message, but one for each consumer and minute, and [`LINES`] in a minute for each part of the journal, so that guests do not
+//! hide what others lose. The counters of consumers and of
 //! [`super::report::Status`] are exact.
 
 use std::time::Instant;
@@ -8,16 +9,17 @@ use tracing::error;
 
 use super::consumers::Queue;
 use super::pace::LogPace;
+use super::parts::PARTS;
 use crate::access::owner::ConsumerOwner;
 
-/// The most lines in a minute.
+/// The most lines of a part in a minute.
 const LINES: u32 = 10;
 
 /// The losses of all consumers since the start.
 #[derive(Debug, Default)]
 pub(crate) struct Losses {
     messages: u64,
-    said: LogPace,
+    said: [LogPace; PARTS],
 }
 
 impl Losses {
@@ -30,7 +32,8 @@ impl Losses {
     pub(crate) fn note(&mut self, queue: &mut Queue, messages: u64, bounds: &str) {
         self.messages += messages;
         let now = Instant::now();
-        let Some(messages) = queue.say_lost(messages, now, || self.said.admits(LINES, now)) else { return };
+        let said = &mut self.said[queue.part() as usize];
+        let Some(messages) = queue.say_lost(messages, now, || said.admits(LINES, now)) else { return };
         let (owner, total) = (ConsumerOwner::of(queue.name()), queue.cursor().dropped);
         error!(messages, total, "{owner} has lost its oldest messages: they had to make room ({bounds})");
     }

@@ -134,9 +134,11 @@ impl Core {
             }
             return;
         }
-        if !has_expired {
+        let name = SessionName::of(&parked.session.owner);
+        if !has_expired && let Some(more_since_last) = self.access.limiter.due(name.user, "max_sessions") {
             warn!(
-                client_id = %SessionName::of(&parked.session.owner),
+                client_id = %name,
+                more_since_last,
                 "more clients are away than broker.max_sessions: of whoever has most sessions, the one longest away is given up"
             );
         }

@@ -263,14 +263,22 @@ impl Inbox {
 
     fn be_slow(&self, state: &mut InboxState) {
         state.slow = true;
-        if !std::mem::replace(&mut state.behind, true) {
+        if !std::mem::replace(&mut state.behind, true)
+            && let Some(more_since_last) = self.says("slow")
+        {
             warn!(
                 client_id = &*self.owner,
                 waiting = state.messages,
                 dropped = state.dropped,
+                more_since_last,
                 "this subscriber reads too slowly: what does not fit into its queue is dropped until it has caught up"
             );
         }
+    }
+
+    /// Whether this event is logged now, see [`Account::says`].
+    fn says(&self, event: &str) -> Option<u64> {
+        self.account.as_ref().map_or(Some(0), |account| account.says(&self.owner, event))
     }
 
     /// Records that publishers are held. Returns `false` if there is no reason for it any more.
@@ -431,9 +439,12 @@ impl Inbox {
         self.has_left(state.bytes + self.in_hand.swap(0, Ordering::SeqCst));
         (state.messages, state.bytes) = (0, 0);
         let left = std::mem::take(&mut state.queue);
-        if std::mem::take(&mut state.behind) {
+        if std::mem::take(&mut state.behind)
+            && let Some(more_since_last) = self.says("gone")
+        {
             // the log line about catching up, with the number of lost messages, will not come any more
-            warn!(client_id = &*self.owner, dropped = state.dropped, "this subscriber has gone, too slow to the end");
+            let dropped = state.dropped;
+            warn!(client_id = &*self.owner, dropped, more_since_last, "this subscriber has gone, too slow to the end");
         }
         let held_by = state.held_by.take();
         drop(state);
