@@ -40,7 +40,7 @@
 //! - Unreadable data costs only the records in it. It is reported, and the messages are counted as lost for their consumers.
 //!
 //! # Limits
-//! - Memory: [`PENDING_MAX`] bytes of messages that wait for the disk, half as many at QoS 0, as many again of other records,
+//! - Memory: [`PENDING_MAX`] bytes of messages that wait for the disk, and as many of the gateway's own; half as many at QoS 0, as many again of other records,
 //!   and as many as all these being written; 256 KiB read ahead for a consumer
 //!   and [`AHEAD_ALL`] for all together; what consumers hold unsettled, and at most 64 messages more that a reader has taken
 //!   ahead; retained messages and sessions; per segment some
@@ -110,8 +110,8 @@ const CURSOR_AGE: Duration = Duration::from_secs(1);
 const CURSOR_IDLE: Duration = Duration::from_secs(30);
 /// How long that for which nobody waits may stay unwritten.
 const LAZY: Duration = Duration::from_secs(10);
-/// The most bytes of messages at QoS 1 and 2 that may wait for the disk; further ones are refused. The other purposes of
-/// records have room in proportion.
+/// The most bytes of messages at QoS 1 and 2 that may wait for the disk. Further ones are refused, and before that those of
+/// whoever has most. The gateway's own messages have as much room again. The other purposes of records have room in proportion.
 pub(crate) const PENDING_MAX: usize = 4 << 20;
 /// The most bytes that are read ahead for all consumers.
 pub(crate) const AHEAD_ALL: usize = 6 << 20;

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use super::format::RecordKind;
 use super::record::{self, RecordDraft};
 use super::{LAZY, PENDING_MAX, Position};
+use crate::access::quota;
+use crate::message::Owner;
 
 /// A disk that has not responded for this long counts as failing.
 const STANDS_STILL: Duration = Duration::from_secs(20);
@@ -28,6 +30,8 @@ pub(crate) enum Purpose {
 }
 
 const PURPOSES: usize = Purpose::Own as usize + 1;
+/// The purposes that are messages. They come first.
+const OF_MESSAGES: usize = Purpose::Asked as usize + 1;
 
 impl Purpose {
     /// The most waiting bytes.
@@ -50,6 +54,8 @@ pub(crate) struct Pending {
     bytes: Vec<u8>,
     /// The length of the records for each purpose.
     lengths: [usize; PURPOSES],
+    /// The length of the messages of each owner; empty while there are none.
+    of_owners: Vec<[usize; OF_MESSAGES]>,
     /// When they must be written; `None` if they can wait for a record that has a time.
     due: Option<Instant>,
     /// The bytes that are being written.
@@ -72,6 +78,35 @@ impl Pending {
     pub(crate) fn has_room(&self, purpose: Purpose, len: usize) -> bool {
         let waiting = self.lengths[purpose as usize];
         waiting == 0 || waiting + len <= purpose.most()
+    }
+
+    /// Whether there is room for a message of `len` bytes of this owner. Whoever has most is refused first. The gateway's own
+    /// messages, such as those of sensors, have room whatever others have.
+    pub(crate) fn has_room_for(&self, owner: Owner, purpose: Purpose, len: usize) -> bool {
+        let (of_all, most) = (self.lengths[purpose as usize] + len, purpose.most());
+        let of_owner = self.of_owners.get(owner.index()).map_or(0, |lengths| lengths[purpose as usize]);
+        let fits = match owner {
+            Owner::HOUSE => of_owner + len <= most,
+            _ => quota::has_room(of_owner + len, of_all, most / 5 * 4),
+        };
+        fits || of_owner == 0 && of_all <= most || of_all == len
+    }
+
+    /// Adds a message of this owner, see [`Pending::push`].
+    pub(crate) fn push_message(
+        &mut self,
+        (owner, purpose): (Owner, Purpose),
+        (kind, flags, boot): (RecordKind, u8, u32),
+        consumers: impl ExactSizeIterator<Item = (u64, u64)>,
+        body: &[&[u8]],
+    ) -> Position {
+        let begin = self.bytes.len();
+        let position = self.push(purpose, (kind, flags, boot), consumers, body);
+        if self.of_owners.is_empty() {
+            self.of_owners.resize(Owner::COUNT, [0; OF_MESSAGES]);
+        }
+        self.of_owners[owner.index()][purpose as usize] += self.bytes.len() - begin;
+        position
     }
 
     /// Whether more than half of the room for this purpose is used.
@@ -131,6 +166,7 @@ impl Pending {
     pub(crate) fn take(&mut self, bytes: &mut Vec<u8>, now: Instant) {
         std::mem::swap(&mut self.bytes, bytes);
         self.lengths = Default::default();
+        self.of_owners.fill([0; OF_MESSAGES]);
         (self.writing, self.writing_since, self.due) = (bytes.len(), Some(now), None);
     }
 

@@ -111,6 +111,8 @@ impl Owner {
     /// All upstreams together.
     pub(crate) const UPSTREAMS: Owner = Owner(3);
     const USERS: u8 = 8;
+    /// The number of owners.
+    pub(crate) const COUNT: usize = u8::MAX as usize + 1;
 
     /// The owner for this user; `None` stands for clients without a user name.
     pub(crate) fn of(user: Option<&str>) -> Owner {

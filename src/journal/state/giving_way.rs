@@ -11,6 +11,7 @@ use super::super::pending::Purpose;
 use super::super::settings::JournalSettings;
 use super::super::{ConsumerId, Full, WhenFull};
 use super::JournalState;
+use crate::message::Owner;
 
 impl JournalState {
     /// The part whose messages are dropped next, with the number of bytes by which it exceeds its guarantee. The number is
@@ -57,7 +58,7 @@ impl JournalState {
     /// Checks whether there is room for a message of `len` bytes, and counts it as refused if there is none.
     pub(super) fn admit(
         &mut self,
-        purpose: Purpose,
+        (owner, purpose): (Owner, Purpose),
         len: usize,
         consumers: &[ConsumerId],
         settings: &JournalSettings,
@@ -65,7 +66,7 @@ impl JournalState {
         let is_too_large = len as u64 > usable(settings);
         let refuses = settings.when_full == WhenFull::Refuse;
         let is_stuck = refuses && (self.trouble.now().is_some() || !self.has_space(len, consumers, settings));
-        if is_stuck || is_too_large || !self.pending.has_room(purpose, len) {
+        if is_stuck || is_too_large || !self.pending.has_room_for(owner, purpose, len) {
             self.counts.refuse();
             return Err(Full);
         }

@@ -97,7 +97,8 @@ impl JournalState {
     ) -> Result<Position, Full> {
         let (view, size) = (message.view(), message.size());
         let purpose = if view.qos() == Qos::AtMostOnce { Purpose::Unasked } else { Purpose::Asked };
-        self.admit(purpose, longest(size, consumers.len()), consumers, settings)?;
+        let owner = view.origin().owner;
+        self.admit((owner, purpose), longest(size, consumers.len()), consumers, settings)?;
         if consumers.iter().any(|id| self.queues.get(*id).is_some_and(|queue| queue.refuses(size))) {
             return Err(Full);
         }
@@ -134,7 +135,8 @@ impl JournalState {
                 self.later.forget(&LateSubject::Retained(view.topic().into()));
             }
         }
-        let position = self.push(purpose, RecordKind::Message, flags, pairs.into_iter(), &[view.as_bytes()]);
+        let kind = (RecordKind::Message, flags, self.boots.number());
+        let position = self.pending.push_message((owner, purpose), kind, pairs.into_iter(), &[view.as_bytes()]);
         self.pending.due_now();
         Ok(position)
     }

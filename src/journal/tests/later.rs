@@ -3,6 +3,7 @@
 use super::*;
 use crate::journal::storage::Storage;
 use crate::journal::storage::memory::Faults;
+use crate::message::{Origin, Owner};
 
 fn at_qos_0(topic: &str, payload: &[u8]) -> Message {
     Message::new(&Draft { retain: true, ..Draft::new(topic, payload) })
@@ -125,6 +126,30 @@ fn each_purpose_has_room_of_its_own_while_the_disk_takes_nothing() {
     storage.set_faults(Faults::NONE);
     wait_for("the disk has taken all", || journal.status().pending_bytes == 0);
     assert!(!journal.is_behind());
+}
+
+#[test]
+fn whoever_has_most_is_refused_first_while_the_disk_is_slow_and_the_gateway_never() {
+    let storage = MemoryStorage::default();
+    let journal = stuck(&storage, 64 << 20);
+    let id = journal.register("upstream/a", ANY);
+    for qos in [Qos::AtMostOnce, Qos::AtLeastOnce] {
+        let fills = |origin: Origin| {
+            let message = Message::new(&Draft { qos, origin, ..Draft::new("t", &[0; 10_000]) });
+            (0..1000).take_while(|_| journal.append(&message, &[id]).is_ok()).count()
+        };
+        let of = |user: Option<&str>| fills(Origin::client("c").owned_by(Owner::of(user)));
+        let guests = of(None);
+        assert!(guests >= 150, "{qos:?}: {guests}");
+        for user in ["ada", "bob"] {
+            let count = of(Some(user));
+            assert!((5..guests / 2).contains(&count), "{qos:?}: {count} of {user}");
+        }
+        assert_eq!(of(None), 0, "{qos:?}");
+        assert!(fills(Origin::sensor("door")) >= 150, "{qos:?}");
+    }
+    storage.set_faults(Faults::NONE);
+    wait_for("the disk has taken all", || journal.status().pending_bytes == 0);
 }
 
 #[test]
