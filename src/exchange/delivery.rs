@@ -4,8 +4,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use smallvec::SmallVec;
-
+use super::matched_ids::MatchedIds;
 use crate::journal::Position;
 use crate::message::{Message, MessageRef, Packed, Qos};
 
@@ -66,7 +65,7 @@ pub(crate) struct Grant {
     pub(crate) qos: Qos,
     pub(crate) retain: bool,
     /// The ids of the client's subscriptions that match the message.
-    pub(crate) ids: SmallVec<[u32; 1]>,
+    pub(crate) ids: MatchedIds,
     /// The shared subscription that gave the message, which is told when the delivery is settled.
     pub(crate) share: Option<Share>,
 }
@@ -76,6 +75,13 @@ pub(crate) struct Grant {
 pub(crate) struct Queued {
     pub(crate) message: Message,
     pub(crate) grant: Grant,
+}
+
+impl Queued {
+    /// Its bytes in memory.
+    pub(crate) fn size(&self) -> usize {
+        self.message.size() + self.grant.ids.size()
+    }
 }
 
 /// The retain flag of deliveries.
@@ -96,7 +102,7 @@ pub(crate) struct Terms {
     /// Whether the subscriber's own messages are left out.
     pub(crate) no_local: bool,
     /// The ids of the subscriptions.
-    pub(crate) ids: SmallVec<[u32; 1]>,
+    pub(crate) ids: MatchedIds,
     /// The shared subscription that gives the messages.
     pub(crate) share: Option<Share>,
 }
@@ -123,5 +129,10 @@ pub(crate) struct Run {
 impl Run {
     pub(crate) fn one(message: Message, terms: Terms) -> Run {
         Run { messages: Packed::one(message), terms }
+    }
+
+    /// Its bytes in memory.
+    pub(crate) fn size(&self) -> usize {
+        self.messages.size() + self.terms.ids.size()
     }
 }

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::delivery::{RetainFlag, Run, Terms};
 use super::hold::Holds;
 use super::inbox::InboxOffer;
+use super::matched_ids::MatchedIds;
 use super::meter::{Meter, Walk};
 use super::spare::Amount;
 use super::stats::Stats;
@@ -25,6 +26,8 @@ pub(crate) struct Fanout {
     /// Processor time of searches that no delivery covers, and that is not yet charged.
     cost: Duration,
     outgoing: Vec<(Arc<Subscriber>, VecDeque<Run>)>,
+    /// The last ids that several messages may share.
+    ids: MatchedIds,
 }
 
 /// Consecutive messages on one topic.
@@ -46,7 +49,8 @@ impl Stretch {
 
 impl Fanout {
     pub(crate) fn new(subscribers: Arc<Subscribers>, meter: Arc<Meter>) -> Fanout {
-        Fanout { subscribers, matcher: Matcher::default(), meter, cost: Duration::ZERO, outgoing: Vec::new() }
+        let (matcher, outgoing, ids) = (Matcher::default(), Vec::new(), MatchedIds::default());
+        Fanout { subscribers, matcher, meter, cost: Duration::ZERO, outgoing, ids }
     }
 
     /// Adds the deliveries of a batch, and returns the sequence number after it.
@@ -94,7 +98,7 @@ impl Fanout {
             });
             // with mixed QoS some messages may go through the journal, and others not
             if is_uniform && (!subscriber.is_durable || stretch.qos.0 == stretch.qos.1) {
-                let terms = terms(overlapping.iter());
+                let terms = terms(overlapping.iter(), &mut self.ids);
                 if !subscriber.is_fed_by_the_journal(terms.qos.min(stretch.qos.1)) {
                     let messages = batch.pack(stretch.from, stretch.to, stretch.count);
                     push(&mut self.outgoing, hint, subscriber, Run { messages, terms });
@@ -108,7 +112,7 @@ impl Fanout {
                 if !overlapping.iter().any(|known| applies(&known)) {
                     continue;
                 }
-                let terms = terms(overlapping.iter().filter(applies));
+                let terms = terms(overlapping.iter().filter(applies), &mut self.ids);
                 if !subscriber.is_fed_by_the_journal(terms.qos.min(entry.message.qos())) {
                     push(&mut self.outgoing, hint, subscriber, Run::one(batch.message_at(entry.offset), terms));
                 }
@@ -163,17 +167,18 @@ impl Fanout {
 }
 
 /// One copy for all overlapping subscriptions, with the highest QoS and all ids [MQTT-3.3.4-4].
-fn terms<'a>(overlapping: impl Iterator<Item = &'a SubscriberEntry>) -> Terms {
-    let (retain, ids) = (RetainFlag::Clear, SmallVec::new());
-    let mut terms = Terms { qos: Qos::AtMostOnce, retain, no_local: false, ids, share: None };
+fn terms<'a>(overlapping: impl Iterator<Item = &'a SubscriberEntry>, last_ids: &mut MatchedIds) -> Terms {
+    let (retain, mut ids) = (RetainFlag::Clear, SmallVec::new());
+    let mut terms = Terms { qos: Qos::AtMostOnce, retain, no_local: false, ids: MatchedIds::default(), share: None };
     for SubscriberEntry { options, .. } in overlapping {
         terms.qos = terms.qos.max(options.qos);
         terms.no_local |= options.no_local;
         if options.retain_as_published {
             terms.retain = RetainFlag::AsPublished;
         }
-        terms.ids.extend(options.id);
+        ids.extend(options.id);
     }
+    terms.ids = MatchedIds::like(last_ids, ids);
     terms
 }
 

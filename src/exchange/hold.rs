@@ -434,7 +434,7 @@ mod tests {
             builder.push(&Draft { topic, payload, qos, retain, properties, expiry, boot_ms, origin });
         }
         let batch = builder.finish(0);
-        let (qos, retain, ids) = (Qos::AtMostOnce, RetainFlag::Clear, SmallVec::new());
+        let (qos, retain, ids) = (Qos::AtMostOnce, RetainFlag::Clear, None.into());
         let terms = Terms { qos, retain, no_local: false, ids, share: None };
         VecDeque::from([Run { messages: batch.pack(0, batch.size(), count), terms }])
     }

@@ -3,7 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `ingress` | the entrance for messages: order, retained store, journal, router |
-//! | `live`, `fanout`, `subscribers`, `inbox`, `delivery` | from router to client |
+//! | `live`, `fanout`, `subscribers`, `inbox`, `delivery`, `matched_ids` | from router to client |
 //! | `hold`, `spare` | whether publishers wait for a reader whose queue is full, and room for those who have not filled it |
 //! | `filters`, `values`, `shared`, `missed` | topic filters with what they select, shared subscriptions, groups that wait for room at a member |
 //! | `retained`, `search`, `expiry` | retained messages: the store, reading it, expiry |
@@ -29,6 +29,7 @@ pub(crate) mod inbox;
 pub(crate) mod ingress;
 mod keeping;
 pub(crate) mod live;
+pub(crate) mod matched_ids;
 pub mod meter;
 mod missed;
 mod publish;

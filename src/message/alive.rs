@@ -15,18 +15,34 @@ pub(crate) fn alive() -> usize {
     ALIVE.load(Ordering::Relaxed)
 }
 
-/// Memory that is counted until it is dropped.
-struct CountedMemory<T: AsRef<[u8]>>(T);
+/// Counts bytes until it is dropped.
+#[derive(Debug)]
+pub(crate) struct AliveBytes(usize);
 
-impl<T: AsRef<[u8]>> AsRef<[u8]> for CountedMemory<T> {
-    fn as_ref(&self) -> &[u8] {
-        self.0.as_ref()
+impl AliveBytes {
+    /// Counts this many bytes, unless they are few.
+    pub(crate) fn new(bytes: usize) -> AliveBytes {
+        let bytes = if bytes < SMALL { 0 } else { bytes };
+        ALIVE.fetch_add(bytes, Ordering::Relaxed);
+        AliveBytes(bytes)
     }
 }
 
-impl<T: AsRef<[u8]>> Drop for CountedMemory<T> {
+impl Drop for AliveBytes {
     fn drop(&mut self) {
-        ALIVE.fetch_sub(self.0.as_ref().len(), Ordering::Relaxed);
+        ALIVE.fetch_sub(self.0, Ordering::Relaxed);
+    }
+}
+
+/// Memory that is counted until it is dropped.
+struct CountedMemory<T: AsRef<[u8]>> {
+    bytes: T,
+    _alive: AliveBytes,
+}
+
+impl<T: AsRef<[u8]>> AsRef<[u8]> for CountedMemory<T> {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes.as_ref()
     }
 }
 
@@ -38,6 +54,6 @@ pub(super) fn counted(bytes: impl AsRef<[u8]> + Into<Bytes> + Send + 'static) ->
     if bytes.as_ref().len() < SMALL {
         return bytes.into();
     }
-    ALIVE.fetch_add(bytes.as_ref().len(), Ordering::Relaxed);
-    Bytes::from_owner(CountedMemory(bytes))
+    let _alive = AliveBytes::new(bytes.as_ref().len());
+    Bytes::from_owner(CountedMemory { bytes, _alive })
 }

@@ -34,8 +34,8 @@ use std::hash::{Hash, Hasher};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-pub(crate) use self::alive::alive;
 use self::alive::counted;
+pub(crate) use self::alive::{AliveBytes, alive};
 pub use self::batch::BatchBuilder;
 pub(crate) use self::batch::{Batch, Entry, MOST_DEEP, Packed};
 use self::fnv::Fnv;

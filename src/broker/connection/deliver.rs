@@ -7,6 +7,7 @@ use super::output::{LARGE, SocketOutput};
 use super::run::OUT_FULL;
 use super::subscribe::FilterChange;
 use crate::exchange::delivery::{Grant, Queued, Run};
+use crate::exchange::matched_ids::MatchedIds;
 use crate::exchange::shared::is_behind;
 use crate::exchange::stats::Stats;
 use crate::journal::Delivery;
@@ -16,7 +17,6 @@ use crate::mqtt::publish::{Outgoing, encode};
 use crate::mqtt::write::{self, AckPacket, SUBACK};
 use crate::mqtt::{Reason, Version};
 use bytes::Bytes;
-use smallvec::SmallVec;
 
 /// The number of messages that are taken from the inbox or the journal at a time.
 const TAKE: usize = 64;
@@ -26,7 +26,7 @@ const TAKE: usize = 64;
 /// most repeated, and a delivery that has begun at QoS 2 goes on.
 fn completing(delivery: &Delivery) -> Option<Grant> {
     let qos = delivery.message.view().qos();
-    delivery.resent.then(|| Grant { qos, retain: false, ids: SmallVec::new(), share: None })
+    delivery.resent.then(|| Grant { qos, retain: false, ids: MatchedIds::default(), share: None })
 }
 
 /// Writes one message. Returns whether it was written; it is not if it is too large for the client or has expired.
@@ -49,8 +49,15 @@ fn write_one(
         }
     };
     let alias = aliases.get(message.topic());
-    let how =
-        Outgoing { dup, qos: grant.qos, retain: grant.retain, packet_id, expiry, subscription_ids: &grant.ids, alias };
+    let how = Outgoing {
+        dup,
+        qos: grant.qos,
+        retain: grant.retain,
+        packet_id,
+        expiry,
+        subscription_ids: grant.ids.as_slice(),
+        alias,
+    };
     let is_large = message.payload().len() >= LARGE;
     if !encode(out.tail(), (message, !is_large), &how, version, max) {
         stats.publish_dropped.add(1);
@@ -84,7 +91,7 @@ impl BrokerConnection {
     /// Reports how many of the bytes that wait for all clients are held by this connection, and lets shared subscriptions go
     /// on with messages for which there was no room.
     pub(super) fn note_in_hand(&mut self) {
-        let pending = self.pending.as_ref().map_or(0, |run| run.messages.size());
+        let pending = self.pending.as_ref().map_or(0, Run::size);
         let inbox = &self.subscriber.inbox;
         // a payload that waits for an acknowledgement and is in the output buffer too is in memory once
         inbox.set_in_hand(self.session.outbound.bytes().max(self.out.shared()) + pending);
@@ -111,7 +118,7 @@ impl BrokerConnection {
             match self.session.retained.next(&self.core.ingress, self.origin) {
                 NextReply::Message(message, options) => {
                     let qos = options.qos.min(message.view().qos());
-                    let grant = Grant { qos, retain: true, ids: options.id.into_iter().collect(), share: None };
+                    let grant = Grant { qos, retain: true, ids: options.id.into(), share: None };
                     if let Err(queued) = self.send(Queued { message, grant }, DeliverySource::Live) {
                         self.session.retained.put_back(queued.message);
                         return false;

@@ -11,6 +11,7 @@ use super::replies::Replies;
 use crate::access::quota::Holding;
 use crate::exchange::delivery::{Grant, Queued, Share};
 use crate::exchange::filters::FilterTree;
+use crate::exchange::matched_ids::MatchedIds;
 use crate::exchange::meter::Walk;
 use crate::exchange::shared::SharedGroup;
 use crate::exchange::subscribers::SubscriptionOptions;
@@ -134,13 +135,13 @@ impl Outbound {
 
     /// Records a message as in flight, with an id from [`Outbound::next_id`].
     pub(crate) fn begin(&mut self, packet_id: u16, queued: Queued, source: DeliverySource) {
-        self.bytes += queued.message.size();
+        self.bytes += queued.size();
         self.in_flight.push_back(InFlight { packet_id, step: DeliveryStep::Published, queued, source });
     }
 
     /// Records a message for which the client sent PUBREC before a restart, so that PUBREL is sent again.
     pub(crate) fn begin_released(&mut self, packet_id: u16, queued: Queued, source: DeliverySource) {
-        self.bytes += queued.message.size();
+        self.bytes += queued.size();
         self.in_flight.push_back(InFlight { packet_id, step: DeliveryStep::HeldRelease, queued, source });
     }
 
@@ -187,7 +188,7 @@ impl Outbound {
     fn remove(&mut self, packet_id: u16, accept: impl Fn(&InFlight) -> bool) -> Option<DeliverySource> {
         let at = self.in_flight.iter().position(|entry| entry.packet_id == packet_id && accept(entry))?;
         let entry = self.in_flight.remove(at)?;
-        self.bytes -= entry.queued.message.size();
+        self.bytes -= entry.queued.size();
         Some(entry.source)
     }
 
@@ -231,7 +232,7 @@ impl Outbound {
         let bytes = &mut self.bytes;
         self.in_flight.retain(|entry| match &entry.source {
             DeliverySource::Shared(share) if entry.queued.grant.qos < Qos::ExactlyOnce => {
-                *bytes -= entry.queued.message.size();
+                *bytes -= entry.queued.size();
                 taken.push((share.clone(), entry.queued.message.clone()));
                 false
             }
@@ -374,7 +375,7 @@ impl Session {
 
     /// How to deliver a message from the journal to the present subscriptions; `None` if none of them matches.
     pub(crate) fn grant(&self, message: MessageRef<'_>) -> Option<Grant> {
-        let mut granted: Option<Grant> = None;
+        let (mut granted, mut ids): (Option<Grant>, SmallVec<[u32; 8]>) = (None, SmallVec::new());
         let mut walk = Walk::default();
         self.own.matches(message.topic(), &mut walk, |options| {
             if options.no_local && message.origin() == Origin::client(&self.owner) {
@@ -383,16 +384,18 @@ impl Session {
             let grant = granted.get_or_insert_with(|| Grant {
                 qos: Qos::AtMostOnce,
                 retain: false,
-                ids: SmallVec::new(),
+                ids: MatchedIds::default(),
                 share: None,
             });
             grant.qos = grant.qos.max(options.qos.min(message.qos()));
             grant.retain |= options.retain_as_published && message.retain();
-            grant.ids.extend(options.id);
+            ids.extend(options.id);
         });
-        if granted.is_none() && !self.shared.is_empty() {
+        if let Some(grant) = &mut granted {
+            grant.ids = ids.into();
+        } else if !self.shared.is_empty() {
             self.shared.matches(message.topic(), &mut walk, |options| {
-                let ids = options.id.into_iter().collect();
+                let ids = options.id.into();
                 let retain = options.retain_as_published && message.retain();
                 let qos = options.qos.min(message.qos());
                 granted.get_or_insert(Grant { qos, retain, ids, share: None });

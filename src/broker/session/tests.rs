@@ -4,7 +4,7 @@ use crate::message::Draft;
 
 fn queued(qos: Qos) -> Queued {
     let message = Message::new(&Draft { qos, retain: true, origin: Origin::client("me"), ..Draft::new("a/b", b"x") });
-    Queued { message, grant: Grant { qos, retain: false, ids: SmallVec::new(), share: None } }
+    Queued { message, grant: Grant { qos, retain: false, ids: MatchedIds::default(), share: None } }
 }
 
 fn begin(outbound: &mut Outbound, qos: Qos) -> u16 {
@@ -70,7 +70,7 @@ fn overlapping_subscriptions_grant_one_delivery() {
     session.subscribe("a/#", Subscription { options: options(Qos::AtMostOnce, 1), group: None });
     session.subscribe("a/+", Subscription { options: options(Qos::AtLeastOnce, 2), group: None });
     let grant = session.grant(queued(Qos::ExactlyOnce).message.view()).unwrap();
-    assert_eq!((grant.qos, grant.retain, grant.ids.len()), (Qos::AtLeastOnce, true, 2));
+    assert_eq!((grant.qos, grant.retain, grant.ids.as_slice().len()), (Qos::AtLeastOnce, true, 2));
     session.unsubscribe("a/+");
     session.subscribe(
         "a/#",

@@ -32,7 +32,6 @@ const OVERFLOW: usize = 4 << 20;
 /// From this number of waiting messages on, small ones are copied out of their batches, so that they do not keep these in
 /// memory.
 const COPY_FROM: usize = 128;
-
 /// The limits of an inbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct InboxLimits {
@@ -192,7 +191,7 @@ impl Inbox {
 
     fn push(&self, state: &mut InboxState, run: Run) {
         if let Some(account) = &self.account {
-            account.hold(run.messages.size());
+            account.hold(run.size());
         }
         state.push(run);
     }
@@ -225,10 +224,11 @@ impl Inbox {
         let is_tight = self.account.as_ref().is_some_and(|account| account.waiting().is_tight());
         let mut dropped = 0;
         for mut run in offered.drain(..) {
+            let ids = run.terms.ids.size();
             let rest = if state.full && !state.slow {
                 Some(std::mem::replace(&mut run.messages, Packed::none()))
             } else {
-                run.messages.split_off_front(|messages, bytes| self.fits(&state, messages, bytes))
+                run.messages.split_off_front(|messages, bytes| self.fits(&state, messages, bytes + ids))
             };
             if !run.messages.is_empty() {
                 if state.messages >= COPY_FROM || is_tight {
@@ -237,7 +237,7 @@ impl Inbox {
                 self.push(&mut state, Run { messages: run.messages, terms: run.terms.clone() });
             }
             let Some(rest) = rest else { continue };
-            if state.slow || !self.may_exceed(&state, rest.size()) {
+            if state.slow || !self.may_exceed(&state, rest.size() + ids) {
                 dropped += rest.len() as u64;
                 state.dropped += rest.len() as u64;
                 self.be_slow(&mut state);
@@ -311,9 +311,10 @@ impl Inbox {
                 continue;
             }
             state.messages -= run.messages.len();
-            state.bytes -= run.messages.size();
-            self.has_left(run.messages.size());
-            let rest = run.messages.split_off_front(|messages, bytes| self.fits(&state, messages, bytes));
+            state.bytes -= run.size();
+            self.has_left(run.size());
+            let ids = run.terms.ids.size();
+            let rest = run.messages.split_off_front(|messages, bytes| self.fits(&state, messages, bytes + ids));
             if !run.messages.is_empty() {
                 run.messages.compact();
                 self.push(&mut state, run);
@@ -373,14 +374,17 @@ impl Inbox {
     pub(crate) fn take_run(&self, most: usize) -> Option<Run> {
         let mut state = self.state.lock();
         let mut run = state.queue.pop_front()?;
+        let mut bytes = run.size();
         if let Some(messages) = run.messages.split_off_front(|messages, _| messages <= most) {
-            state.queue.push_front(Run { messages, terms: run.terms.clone() });
+            let rest = Run { messages, terms: run.terms.clone() };
+            bytes -= rest.size();
+            state.queue.push_front(rest);
         }
         state.messages -= run.messages.len();
-        state.bytes -= run.messages.size();
-        self.has_left(run.messages.size());
+        state.bytes -= bytes;
+        self.has_left(bytes);
         state.taken.messages += run.messages.len() as u64;
-        state.taken.bytes += run.messages.size() as u64;
+        state.taken.bytes += bytes as u64;
         let qos = run.messages.first().map_or(Qos::AtMostOnce, |message| message.qos().min(run.terms.qos));
         if qos > Qos::AtMostOnce {
             state.taken.by_window += run.messages.len() as u64;
@@ -481,7 +485,7 @@ impl InboxState {
 
     fn push(&mut self, run: Run) {
         self.messages += run.messages.len();
-        self.bytes += run.messages.size();
+        self.bytes += run.size();
         self.queue.push_back(run);
     }
 }

@@ -1,7 +1,5 @@
 use tokio::time::Instant;
 
-use smallvec::SmallVec;
-
 use super::*;
 use crate::access::authorise::Permissions;
 use crate::exchange::delivery::{RetainFlag, Terms};
@@ -18,7 +16,7 @@ fn queued(count: usize) -> VecDeque<Run> {
         batch.push(&Draft::new("t", b"12345678"));
     }
     let batch = batch.finish(0);
-    let ids = SmallVec::new();
+    let ids = None.into();
     let terms = Terms { qos: Qos::AtMostOnce, retain: RetainFlag::Clear, no_local: false, ids, share: None };
     // two runs, so that limits fall within one
     let half = count / 2;

@@ -197,3 +197,42 @@ async fn batches_arrive_in_order_whichever_way_they_take() {
     cancel.cancel();
     assert_eq!((running.await.unwrap(), link.room().lost()), (Ok(()), 0));
 }
+
+#[tokio::test]
+async fn ids_of_overlapping_subscriptions_count_as_memory() {
+    use crate::exchange::inbox::{Inbox, InboxLimits};
+    use crate::exchange::subscribers::{Subscriber, SubscriptionOptions};
+    use crate::exchange::waiting::DeliveryMemory;
+    use crate::message::{Draft, Origin, Qos};
+
+    let subscribers = Arc::new(Subscribers::default());
+    let account = DeliveryMemory::measured(1 << 30, || 1 << 30).account("ada");
+    let inbox = Inbox::new("a", InboxLimits { messages: 1000, bytes: 64 << 10 }).paid_by(account.clone());
+    let subscriber = Arc::new(Subscriber { inbox, origin: Origin::gateway(), is_durable: false });
+    for number in 0..128_u32 {
+        let levels: Vec<&str> = (0..7).map(|bit| if number >> bit & 1 == 1 { "+" } else { "a" }).collect();
+        let (qos, id) = (Qos::AtMostOnce, Some(number + 1));
+        let options = SubscriptionOptions { qos, no_local: false, retain_as_published: false, id };
+        subscribers.insert(&levels.join("/"), &subscriber, options, 0, true);
+    }
+    let starting = tokio::task::spawn_blocking(|| start(subscribers, Arc::default()));
+    let (mut link, _dispatcher) = starting.await.unwrap().unwrap();
+    let topics = [["a"; 7].join("/"), format!("b/{}", ["a"; 6].join("/"))];
+    let published = 400;
+    for number in 0..published {
+        let mut builder = BatchBuilder::default();
+        builder.push(&Draft::new(&topics[number % 2], b"x"));
+        link.publish(builder.finish(number as u64), 1, false).unwrap();
+    }
+    let all = published * 4 * (128 + 64) / 2;
+    assert!((all..2 * all).contains(&account.held()), "{} bytes for {all} of ids", account.held());
+    let lost = subscriber.inbox.lose() as usize;
+    let waiting = subscriber.inbox.len();
+    assert!(waiting + lost == published && waiting < 180, "{waiting} of {published}");
+    assert!(account.held() <= 64 << 10);
+    let mut out = VecDeque::new();
+    while subscriber.inbox.take(7, &mut out) > 0 {}
+    assert_eq!(account.held(), 0);
+    let ids: Vec<usize> = out.iter().map(|queued| queued.grant.ids.as_slice().len()).take(4).collect();
+    assert_eq!(ids, [128, 64, 128, 64]);
+}

@@ -30,7 +30,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
-use smallvec::SmallVec;
 
 use self::aside::GroupNext;
 use self::member::Member;
@@ -241,7 +240,7 @@ impl SharedGroup {
             qos: options.qos,
             retain: if options.retain_as_published { RetainFlag::AsPublished } else { RetainFlag::Clear },
             no_local: false,
-            ids: options.id.into_iter().collect::<SmallVec<_>>(),
+            ids: options.id.into(),
             share: Some(Share { group: self.clone(), kept }),
         };
         if subscriber.inbox.put(Run::one(next.message().clone(), terms)).is_ok() {
