@@ -64,7 +64,7 @@ impl BrokerConnection {
                     if self.change.is_some() {
                         break Ok(());
                     }
-                    if (self.batch.size() >= BATCH_SIZE && placed) || self.is_deep() {
+                    if (self.batch.size() >= BATCH_SIZE && placed) || self.is_costly() {
                         match self.place() {
                             Ok(now) => placed = now,
                             Err(end) => break Err(end),
@@ -80,7 +80,7 @@ impl BrokerConnection {
         self.consume(input, at);
         self.core.stats.packets_received.add(packets);
         // the packets before an invalid one were valid; what waits behind a batch without room is not processed here
-        if result.is_err() || !self.is_deep() {
+        if result.is_err() || !self.is_costly() {
             placed = self.place()?;
         }
         result.map(|()| placed)
@@ -96,12 +96,12 @@ impl BrokerConnection {
             PacketType::Publish if self.batch.is_empty() => self.turn(),
             _ => None,
         };
-        self.held_until.is_none() && !(kind == PacketType::Publish && self.is_deep())
+        self.held_until.is_none() && !(kind == PacketType::Publish && self.is_costly())
     }
 
-    /// Whether the batch has as many topics of many levels as it may have.
-    pub(super) fn is_deep(&self) -> bool {
-        self.batch.deep() >= MOST_DEEP
+    /// Whether the batch has as many messages, or as many topics of many levels, as it may have.
+    pub(super) fn is_costly(&self) -> bool {
+        self.batch.deep() >= MOST_DEEP || self.batch.len() >= self.core.ingress.most_of_a_batch()
     }
 
     /// When this client may make the others wait again, if it has cost them too much.
@@ -359,5 +359,48 @@ impl BrokerConnection {
             sent += 1;
         }
         self.core.stats.packets_sent.add(sent);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::io::AsyncWriteExt;
+    use tokio_util::sync::CancellationToken;
+
+    use super::super::tests::connected;
+    use super::*;
+    use crate::exchange::inbox::{Inbox, InboxLimits};
+    use crate::exchange::shared::SharedGroup;
+    use crate::exchange::subscribers::{Subscriber, SubscriptionOptions};
+    use crate::message::Origin;
+
+    #[tokio::test]
+    async fn batches_are_small_while_a_topic_may_match_many_filters_with_groups() {
+        let (broker, mut client) = connected().await;
+        let (_taker, pulse) = crate::health::PulseTaker::new();
+        tokio::spawn(broker.dispatcher.run(CancellationToken::new(), || Ok(()), pulse));
+        let (ingress, limits) = (&broker.core.ingress, InboxLimits { messages: 10_000, bytes: 1 << 20 });
+        let inbox = Inbox::new("reader", limits);
+        let reader = Arc::new(Subscriber { inbox, origin: Origin::client("reader"), is_durable: false });
+        let (qos, no_local, retain_as_published, id) = (Qos::AtMostOnce, false, false, None);
+        ingress.subscribe("t", &reader, SubscriptionOptions { qos, no_local, retain_as_published, id }, |_| None);
+        let groups: Vec<_> = (0..1024).map(|_| SharedGroup::new(limits, None)).collect();
+        for (number, group) in groups.iter().enumerate() {
+            ingress.set_group(&format!("{number}/+"), group, None);
+        }
+        let count = 600;
+        client.write_all(&b"\x30\x04\0\x01tx".repeat(count)).await.unwrap();
+        let mut batches = Vec::new();
+        while batches.iter().sum::<usize>() < count {
+            reader.inbox.filled().await;
+            batches.extend(std::iter::from_fn(|| reader.inbox.take_run(count)).map(|run| run.messages.len()));
+        }
+        assert!(batches.iter().all(|batch| *batch <= 16), "{batches:?}");
+        for (number, group) in groups.iter().enumerate() {
+            ingress.remove_group(&format!("{number}/+"), group);
+        }
+        assert!(ingress.most_of_a_batch() > 1560, "as many as 64 KiB have");
     }
 }

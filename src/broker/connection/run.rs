@@ -217,7 +217,7 @@ impl BrokerConnection {
             && self.held_until.is_none()
             && self.change.is_none()
             && self.batch.size() < BATCH_FULL
-            && !self.is_deep()
+            && !self.is_costly()
             && self.acks.len() < ACKS_FULL
             && self.subacks.len() < SUBACKS_FULL
             && self.subacks.iter().map(|(_, answer)| answer.len()).sum::<usize>() < ANSWERS_FULL

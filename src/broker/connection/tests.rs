@@ -37,7 +37,7 @@ fn reach(broker: &crate::broker::Broker, bytes: usize) -> tokio::io::DuplexStrea
 }
 
 /// A broker with a connected client.
-async fn connected() -> (crate::broker::Broker, tokio::io::DuplexStream) {
+pub(super) async fn connected() -> (crate::broker::Broker, tokio::io::DuplexStream) {
     let broker = broker(crate::journal::Journal::default);
     let mut client = reach(&broker, 4096);
     client.write_all(b"\x10\x0d\0\x04MQTT\x04\x02\0\x3c\0\x01a").await.unwrap();

@@ -10,7 +10,7 @@ mod route;
 mod takers;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -100,6 +100,8 @@ pub(super) struct Sequencer {
     link: LiveLink,
     pub(super) retained: Retained,
     routes: FilterTree<Route>,
+    /// The number of filters with wildcards that have groups, counted for each owner.
+    wild_groups: usize,
     /// The filters of upstreams, with the consumers for their messages.
     upstream_filters: Vec<(Origin, ConsumerId, TopicFilter)>,
 }
@@ -120,6 +122,7 @@ pub(super) struct IngressInner {
     receiving: Receiving,
     pub(super) meter: Arc<Meter>,
     spreader: Spreader,
+    most_of_a_batch: AtomicU32,
 }
 
 /// A clock with a `Debug` implementation.
@@ -147,8 +150,14 @@ impl Ingress {
         clock: SharedClock,
     ) -> Ingress {
         let (room, meter) = (link.room(), link.meter().clone());
-        let sequencer =
-            Sequencer { next_seq: 0, link, retained, routes: FilterTree::default(), upstream_filters: Vec::new() };
+        let sequencer = Sequencer {
+            next_seq: 0,
+            link,
+            retained,
+            routes: FilterTree::default(),
+            wild_groups: 0,
+            upstream_filters: Vec::new(),
+        };
         let clock = ShownClock(clock);
         let spreader = Spreader::new(meter.clone(), stats.clone());
         Ingress {
@@ -166,6 +175,7 @@ impl Ingress {
                 receiving: Receiving::default(),
                 meter,
                 spreader,
+                most_of_a_batch: AtomicU32::new(u32::MAX),
             }),
         }
     }
