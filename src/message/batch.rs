@@ -78,6 +78,14 @@ impl BatchBuilder {
         self.bytes.len()
     }
 
+    /// Releases its memory if it is empty. Returns whether it is.
+    pub(crate) fn give_back(&mut self) -> bool {
+        if self.is_empty() {
+            (self.bytes, self.allocated) = (BytesMut::new(), 0);
+        }
+        self.is_empty()
+    }
+
     pub(crate) fn iter(&self) -> Messages<'_> {
         Messages { bytes: &self.bytes, at: BATCH_HEADER.min(self.bytes.len()), seq: 0 }
     }

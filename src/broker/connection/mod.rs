@@ -17,6 +17,7 @@ mod peer;
 mod receive;
 mod run;
 mod size;
+mod spare;
 mod subscribe;
 
 use std::collections::VecDeque;

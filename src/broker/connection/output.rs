@@ -61,6 +61,15 @@ impl SocketOutput {
         }
     }
 
+    /// Releases its memory if it is empty. Returns whether it is.
+    pub(crate) fn give_back(&mut self) -> bool {
+        let is_empty = self.is_empty();
+        if is_empty {
+            (self.tail, self.parts) = (BytesMut::new(), VecDeque::new());
+        }
+        is_empty
+    }
+
     /// Drops everything after `len` bytes.
     pub(crate) fn truncate(&mut self, len: usize) {
         self.tail.truncate(len.saturating_sub(self.parts_len));

@@ -13,6 +13,7 @@ use super::super::registry::Kick;
 use super::input::{SMALLEST_READ, read};
 use super::leave::Leaving;
 use super::output::SocketOutput;
+use super::spare::LastBurst;
 use super::{BrokerConnection, ConnectionEnd, Reason};
 use crate::exchange::stats::Stats;
 use crate::health::Overdue;
@@ -112,6 +113,9 @@ impl BrokerConnection {
             {
                 alarm.as_mut().reset(pace.look_at_output());
             }
+            if let Some(over_at) = pace.burst.over_at().filter(|over_at| *over_at < alarm.deadline()) {
+                alarm.as_mut().reset(over_at);
+            }
             let (waits_for_memory, late_at) = (self.waits_for_memory(), self.is_late_at());
             let size = self.read_size(&pace);
             if turn.is_over() {
@@ -166,6 +170,9 @@ impl BrokerConnection {
     fn has_written<W: AsyncWrite + Unpin>(&mut self, count: usize, writer: &mut W, pace: &mut ClientPace) {
         self.core.stats.bytes_sent.add(count as u64);
         pace.has_written();
+        if count > SMALL_WRITE {
+            pace.burst.is_at(pace.last_write);
+        }
         // while there is more output, the next write does it
         pace.is_unflushed = self.out.is_empty() && !matches!(writer.flush().now_or_never(), Some(Ok(())));
     }
@@ -190,6 +197,10 @@ impl BrokerConnection {
     where
         R: AsyncRead + Unpin,
     {
+        if self.give_back(&mut pace.burst) {
+            // the buffer for input is given back with the next read
+            pace.read_small();
+        }
         // input that arrived while the process was stopped is not late
         let read = if may_read { read(reader, input, self.read_size(pace)).now_or_never() } else { None };
         if let Some(Ok(count)) = read
@@ -280,6 +291,7 @@ struct ClientPace {
     last_read: Instant,
     last_write: Instant,
     read_size: usize,
+    burst: LastBurst,
     /// Whether everything was written and TLS still has some of it, because the socket did not take all.
     is_unflushed: bool,
     /// Set when the connection is about to end.
@@ -301,6 +313,7 @@ impl ClientPace {
             last_read: now,
             last_write: now,
             read_size: SMALLEST_READ,
+            burst: LastBurst::default(),
             silent: Overdue::default(),
             stalled: Overdue::default(),
             is_unflushed: false,
@@ -335,11 +348,19 @@ impl ClientPace {
         }
         self.last_read = Instant::now();
         self.silent.reset();
+        if count >= SMALLEST_READ {
+            self.burst.is_at(self.last_read);
+        }
         if count >= self.read_size {
             self.read_size = (self.read_size * 2).min(LARGEST_READ);
         } else if count < SMALLEST_READ / 4 {
-            self.read_size = SMALLEST_READ;
+            self.read_small();
         }
+    }
+
+    /// Reads little at a time from now on.
+    fn read_small(&mut self) {
+        self.read_size = SMALLEST_READ;
     }
 
     /// Why the connection ends when there is nothing more to read.

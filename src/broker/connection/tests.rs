@@ -11,7 +11,7 @@ use crate::access::identity::SessionName;
 use crate::mqtt::Will;
 
 /// A broker without a port.
-fn broker(journal: impl FnOnce() -> crate::journal::Journal + Send + 'static) -> crate::broker::Broker {
+pub(super) fn broker(journal: impl FnOnce() -> crate::journal::Journal + Send + 'static) -> crate::broker::Broker {
     let settings = crate::broker::settings::BrokerSettings { listeners: Vec::new(), ..Default::default() };
     let clock = Arc::new(crate::time::SystemClock);
     let opening =

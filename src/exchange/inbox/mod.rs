@@ -32,6 +32,9 @@ const OVERFLOW: usize = 4 << 20;
 /// From this number of waiting messages on, small ones are copied out of their batches, so that they do not keep these in
 /// memory.
 const COPY_FROM: usize = 128;
+/// The number of runs for which there is memory while none waits.
+const RUNS_KEPT: usize = 64;
+
 /// The limits of an inbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct InboxLimits {
@@ -397,6 +400,9 @@ impl Inbox {
         if state.queue.is_empty() && state.behind {
             (state.slow, state.behind) = (false, false);
             warn!(client_id = &*self.owner, dropped = state.dropped, "this subscriber has caught up");
+        }
+        if state.queue.is_empty() {
+            state.queue.shrink_to(RUNS_KEPT);
         }
         drop(state);
         if let Some(holds) = held_by {
