@@ -47,13 +47,7 @@ pub fn encode(
     let len = RECORD_HEAD + count * CONSUMER_LEN + draft.body.iter().map(|part| part.len()).sum::<usize>();
     let begin = out.len();
     out.reserve(padded(len));
-    out.extend_from_slice(&[0; 4]);
-    out.extend_from_slice(&(len as u32).to_le_bytes());
-    out.extend_from_slice(&position.to_le_bytes());
-    out.extend_from_slice(&[draft.kind as u8, draft.flags]);
-    out.extend_from_slice(&(count as u16).to_le_bytes());
-    out.extend_from_slice(&draft.boot.to_le_bytes());
-    out.extend_from_slice(&[0; 8]);
+    head(out, position, draft, (len, count));
     for (key, ordinal) in consumers {
         out.extend_from_slice(&key.to_le_bytes());
         out.extend_from_slice(&ordinal.to_le_bytes());
@@ -65,12 +59,32 @@ pub fn encode(
     padded(len)
 }
 
+fn head(out: &mut Vec<u8>, position: u64, draft: &RecordDraft<'_>, (len, consumers): (usize, usize)) {
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&(len as u32).to_le_bytes());
+    out.extend_from_slice(&position.to_le_bytes());
+    out.extend_from_slice(&[draft.kind as u8, draft.flags]);
+    out.extend_from_slice(&(consumers as u16).to_le_bytes());
+    out.extend_from_slice(&draft.boot.to_le_bytes());
+    out.extend_from_slice(&[0; 8]);
+}
+
+/// Appends the head of a record without consumers whose body, of this size, is written apart.
+pub(super) fn encode_head(out: &mut Vec<u8>, position: u64, draft: &RecordDraft<'_>, size: usize) {
+    head(out, position, draft, (RECORD_HEAD + size, 0));
+}
+
+/// The CRC of the beginning of a record, to which that of the rest is appended.
+pub(super) fn crc(seed: u32, begin: &[u8]) -> u32 {
+    crc32c::crc32c_append(seed, &begin[4..])
+}
+
 /// Sets the CRC of every record in `bytes` for a file with this seed.
 pub fn seal(bytes: &mut [u8], seed: u32) {
     let mut at = 0;
     while at + RECORD_HEAD <= bytes.len() {
         let len = u32_at(bytes, at + 4) as usize;
-        let crc = crc32c::crc32c_append(seed, &bytes[at + 4..at + len]);
+        let crc = crc(seed, &bytes[at..at + len]);
         bytes[at..at + 4].copy_from_slice(&crc.to_le_bytes());
         at += padded(len);
     }

@@ -13,7 +13,8 @@ use bytes::Bytes;
 use super::boots::{BOOT_LEN, Boot, decode_boot, encode_boot};
 use super::consumers::{CURSOR_LEN, Cursor, decode_cursors, encode_cursor};
 use super::format::{
-    DATA, FAR, FLAG_RETAINED, FileKind, HEADER_COPY, Header, RecordKind, SNAPSHOT, SNAPSHOT_NEW, padded, u16_at, u64_at,
+    DATA, FAR, FLAG_RETAINED, FileKind, HEADER_COPY, Header, RECORD_HEAD, RecordKind, SNAPSHOT, SNAPSHOT_NEW, padded,
+    u16_at, u64_at,
 };
 use super::log::{SegmentContents, SegmentShare};
 use super::parts::PARTS;
@@ -106,42 +107,56 @@ impl SnapshotTable {
     /// Encodes the table.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
-        put(&mut out, &[self.covered, self.consumers.len() as u64]);
+        self.for_each_part(&mut |part| out.extend_from_slice(part));
+        out
+    }
+
+    /// Encodes the table in small parts, because with many segments and sessions it is large.
+    fn for_each_part(&self, take: &mut impl FnMut(&[u8])) {
+        let mut part = Vec::new();
+        let mut end = |part: &mut Vec<u8>| {
+            take(part);
+            part.clear();
+        };
+        put(&mut part, &[self.covered, self.consumers.len() as u64]);
         for consumer in &self.consumers {
-            put(&mut out, &[consumer.name.len() as u64, consumer.committed]);
-            out.extend_from_slice(consumer.name.as_bytes());
-            encode_cursor(consumer.key, &consumer.cursor, &mut out);
-            put(&mut out, &[consumer.received.len() as u64, consumer.released.len() as u64]);
+            put(&mut part, &[consumer.name.len() as u64, consumer.committed]);
+            part.extend_from_slice(consumer.name.as_bytes());
+            encode_cursor(consumer.key, &consumer.cursor, &mut part);
+            put(&mut part, &[consumer.received.len() as u64, consumer.released.len() as u64]);
             for packet_id in consumer.received.iter() {
-                out.extend_from_slice(&packet_id.to_le_bytes());
+                part.extend_from_slice(&packet_id.to_le_bytes());
             }
-            put(&mut out, &consumer.released);
+            put(&mut part, &consumer.released);
+            end(&mut part);
         }
-        put(&mut out, &[self.boots.len() as u64]);
+        put(&mut part, &[self.boots.len() as u64]);
         for (number, boot) in &self.boots {
-            let start = out.len();
-            encode_boot(*number, boot, &mut out);
-            out.truncate(start + BOOT_LEN);
+            let start = part.len();
+            encode_boot(*number, boot, &mut part);
+            part.truncate(start + BOOT_LEN);
+            end(&mut part);
         }
-        put(&mut out, &[self.segments.len() as u64]);
+        put(&mut part, &[self.segments.len() as u64]);
         for (generation, segment) in &self.segments {
             let shares = &segment.contents.shares;
-            put(&mut out, &[*generation, segment.last, segment.end, segment.records, shares.len() as u64]);
+            put(&mut part, &[*generation, segment.last, segment.end, segment.records, shares.len() as u64]);
             for (key, share) in shares {
-                put(&mut out, &[*key, share.first, share.last, u64::from(share.count), share.bytes]);
+                put(&mut part, &[*key, share.first, share.last, u64::from(share.count), share.bytes]);
             }
+            end(&mut part);
         }
         for boot in self.boots.values() {
-            put(&mut out, &[boot.seen_ms]);
+            put(&mut part, &[boot.seen_ms]);
         }
         for segment in self.segments.values() {
-            put(&mut out, &[segment.salt]);
-            put(&mut out, &segment.contents.in_part);
+            put(&mut part, &[segment.salt]);
+            put(&mut part, &segment.contents.in_part);
         }
         for segment in self.segments.values() {
-            put(&mut out, &[segment.contents.largest]);
+            put(&mut part, &[segment.contents.largest]);
         }
-        out
+        end(&mut part);
     }
 
     /// Decodes a table; `None` if the bytes are none.
@@ -269,8 +284,7 @@ impl SnapshotContents {
         // one that was not completed before
         let _ = storage.remove(SNAPSHOT_NEW);
         storage.create(SNAPSHOT_NEW, 0)?;
-        let table = self.table.encode();
-        file.put(RecordKind::Table, 0, self.boot, &[&table])?;
+        file.put_table(self.boot, &self.table)?;
         for message in &self.retained {
             file.put(RecordKind::Message, FLAG_RETAINED, self.boot, &[message.view().as_bytes()])?;
         }
@@ -278,8 +292,7 @@ impl SnapshotContents {
             let len = (name.len() as u16).to_le_bytes();
             file.put(RecordKind::State, 0, self.boot, &[&len, name.as_bytes(), value])?;
         }
-        file.put(RecordKind::Table, 0, self.boot, &[&table])?;
-        file.flush()?;
+        file.put_table(self.boot, &self.table)?;
         header.size = file.offset;
         storage.write_at(SNAPSHOT_NEW, 0, &header.encode())?;
         storage.write_at(SNAPSHOT_NEW, HEADER_COPY, &header.encode())?;
@@ -304,9 +317,37 @@ impl Output<'_> {
         if self.buffer.len() >= BLOCK { self.flush() } else { Ok(()) }
     }
 
+    /// Writes the table without having all of it in memory. Its CRC stands before it, so it is encoded twice.
+    fn put_table(&mut self, boot: u32, table: &SnapshotTable) -> io::Result<()> {
+        self.flush()?;
+        self.position += 1;
+        let mut size = 0;
+        table.for_each_part(&mut |part| size += part.len());
+        let draft = RecordDraft { kind: RecordKind::Table, flags: 0, boot, body: &[] };
+        record::encode_head(&mut self.buffer, self.position, &draft, size);
+        let mut crc = record::crc(self.seed, &self.buffer);
+        table.for_each_part(&mut |part| crc = crc32c::crc32c_append(crc, part));
+        self.buffer[..4].copy_from_slice(&crc.to_le_bytes());
+        let mut written = Ok(());
+        table.for_each_part(&mut |part| {
+            self.buffer.extend_from_slice(part);
+            if self.buffer.len() >= BLOCK && written.is_ok() {
+                written = self.write();
+            }
+        });
+        written?;
+        let len = RECORD_HEAD + size;
+        self.buffer.resize(self.buffer.len() + padded(len) - len, 0);
+        self.write()
+    }
+
     fn flush(&mut self) -> io::Result<()> {
         debug_assert_eq!(self.buffer.len(), padded(self.buffer.len()));
         record::seal(&mut self.buffer, self.seed);
+        self.write()
+    }
+
+    fn write(&mut self) -> io::Result<()> {
         self.storage.write_at(SNAPSHOT_NEW, self.offset, &self.buffer)?;
         self.offset += self.buffer.len() as u64;
         self.buffer.clear();
@@ -316,6 +357,7 @@ impl Output<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::storage::memory::MemoryStorage;
     use super::*;
 
     #[test]
@@ -347,5 +389,40 @@ mod tests {
         assert_eq!(earlier.boots[&2], Boot { id: 1, offset_ms: -5, is_synchronised: true, seen_ms: 0 });
         let earlier = SnapshotTable::decode(&bytes[..bytes.len() - salts]).unwrap();
         assert_eq!((earlier.boots[&2].seen_ms, earlier.segments[&4].salt), (7, 0));
+    }
+
+    #[test]
+    fn a_large_table_is_written_in_pieces_and_read_again() {
+        let mut table = SnapshotTable { covered: 77, ..SnapshotTable::default() };
+        let share = SegmentShare { first: 1, last: 2, count: 2, bytes: 99 };
+        for generation in 0..100 {
+            let shares = (0..1001).map(|key| (key, share)).collect();
+            let contents = SegmentContents { shares, in_part: [1, 2, 3], largest: 8 };
+            table.segments.insert(generation, TableSegment { last: 1, end: 2, records: 3, contents, salt: 9 });
+        }
+        let storage = MemoryStorage::default();
+        storage.create(SNAPSHOT_NEW, 0).unwrap();
+        let mut sizes = Vec::new();
+        for name in ["session/a", "session/of a longer name"] {
+            table.consumers.push(TableConsumer { name: name.into(), ..TableConsumer::default() });
+            let (seed, offset) = (7, DATA);
+            let mut file = Output { storage: &storage, seed, offset, position: 0, buffer: Vec::new() };
+            file.put(RecordKind::State, 0, 1, &[b"before"]).unwrap();
+            file.put_table(1, &table).unwrap();
+            assert!(file.buffer.capacity() < 2 * BLOCK, "{} bytes", file.buffer.capacity());
+            // the same bytes as if it had been written at once
+            let mut at_once = Vec::new();
+            let body = table.encode();
+            for (position, kind, body) in [(1, RecordKind::State, &b"before"[..]), (2, RecordKind::Table, &body)] {
+                let draft = RecordDraft { kind, flags: 0, boot: 1, body: &[body] };
+                record::encode(&mut at_once, position, &draft, std::iter::empty());
+            }
+            record::seal(&mut at_once, seed);
+            let mut found = vec![0; at_once.len()];
+            storage.read_at(SNAPSHOT_NEW, DATA, &mut found).unwrap();
+            assert!(found == at_once && file.offset == DATA + at_once.len() as u64);
+            sizes.push(at_once.len());
+        }
+        assert!(sizes.iter().all(|size| *size > 10 * BLOCK), "{sizes:?}");
     }
 }
