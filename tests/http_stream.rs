@@ -53,6 +53,8 @@ fn a_stream_resumes_where_it_was_and_tells_of_gaps() {
     let mut reborn = Events::open(http, "filter=a/%23", &[("Last-Event-ID", &last)]);
     assert_eq!(reborn.wait_for("gap").data["missed"], Value::Null, "nobody knows what happened before the restart");
     assert_eq!(get(http, "/api/v1/stream?filter=a&last_event_id=x").status, 400);
+    let long = ["filter="; 3].map(|name| name.to_owned() + &"a".repeat(1400)).join("&");
+    assert_eq!(get(http, &format!("/api/v1/stream?{long}")).status, 400, "they would stay in memory");
 }
 
 #[test]

@@ -47,6 +47,8 @@ const STATUS: Duration = Duration::from_secs(1);
 const PORTION: usize = 128 << 10;
 /// The most filters of one stream.
 const MAX_FILTERS: usize = 32;
+/// The most bytes of these filters, which stay in memory as long as the stream.
+const MAX_FILTER_BYTES: usize = 4 << 10;
 
 /// The stream of one client.
 struct EventStream {
@@ -85,6 +87,9 @@ pub(crate) async fn stream(
     }
     if filters.len() > MAX_FILTERS {
         return Err(HttpProblem::bad_request(format!("more than {MAX_FILTERS} filters")));
+    }
+    if filters.iter().map(|filter| filter.len()).sum::<usize>() > MAX_FILTER_BYTES {
+        return Err(HttpProblem::bad_request(format!("filters of more than {MAX_FILTER_BYTES} bytes")));
     }
     for filter in &filters {
         check_filter(filter)?;
