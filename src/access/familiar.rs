@@ -30,6 +30,12 @@ impl Familiar {
         self.addresses.lock().get(user).is_some_and(|known| known.contains(&from.to_canonical()))
     }
 
+    /// Whether any user has signed in from this address before.
+    pub(crate) fn knows_somebody(&self, from: IpAddr) -> bool {
+        let from = from.to_canonical();
+        self.addresses.lock().values().any(|known| known.contains(&from))
+    }
+
     /// Records that the user has signed in from this address.
     pub(crate) fn add(&self, user: &str, from: IpAddr) {
         let from = from.to_canonical();

@@ -10,6 +10,7 @@
 //! | `guesses`, `familiar` | how fast passwords may be guessed, and who goes first |
 //! | `former` | users that there were |
 //! | `authorise`, `in_force` | what it may publish and receive, also while it is not connected |
+//! | `handshakes` | whose TLS handshake is next |
 //! | `places` | places of connections, and who gives way |
 //! | `quota` | shares of what is counted |
 //! | `security` | events that a person should see |
@@ -22,6 +23,7 @@ pub(crate) mod authorise;
 pub mod familiar;
 pub(crate) mod former;
 pub(crate) mod guesses;
+mod handshakes;
 pub mod hash;
 pub(crate) mod identity;
 pub(crate) mod in_force;
@@ -38,7 +40,15 @@ pub mod settings;
 mod turns;
 pub(crate) mod waiting;
 
+use std::io;
+use std::net::IpAddr;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
 use self::authorise::Authoriser;
+use self::handshakes::Handshakes;
 use self::limiter::Limiter;
 use self::password::Passwords;
 use self::security::Security;
@@ -49,6 +59,7 @@ use self::settings::AccessSettings;
 pub struct Access {
     pub(crate) authoriser: Authoriser,
     pub(crate) passwords: Passwords,
+    handshakes: Handshakes,
     /// The rate limit for log lines that clients can cause.
     pub(crate) limiter: Limiter,
     /// Counters and log lines for events that a person should see.
@@ -61,9 +72,21 @@ impl Access {
         Access {
             authoriser: Authoriser::new(settings),
             passwords: Passwords::default(),
+            handshakes: Handshakes::default(),
             limiter: Limiter::default(),
             security: Security::default(),
         }
+    }
+
+    /// Accepts TLS on a stream from this address, when it has its turn. An error comes with the stream, if it is still open.
+    pub(crate) async fn accept_tls<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: S,
+        tls: &TlsAcceptor,
+        from: IpAddr,
+    ) -> Result<TlsStream<S>, (io::Error, Option<S>)> {
+        let is_familiar = self.passwords.familiar.knows_somebody(from);
+        self.handshakes.accept(stream, tls, (from, is_familiar)).await
     }
 
     /// Replaces users and rules. The caller must check afterwards whether existing sessions may stay.

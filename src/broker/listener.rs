@@ -127,7 +127,7 @@ impl Drop for OpenSocket {
 }
 
 async fn serve_tls(core: Arc<Core>, stream: PortStream, tls: &TlsAcceptor, (mut peer, use_identity): (Peer, bool)) {
-    match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream).into_fallible()).await {
+    match timeout(HANDSHAKE_TIMEOUT, core.access.accept_tls(stream, tls, peer.address)).await {
         Ok(Ok(stream)) => {
             let certificates = stream.get_ref().1.peer_certificates().filter(|_| use_identity);
             peer.certificate_user = certificates.and_then(|chain| common_name(chain.first()?));
@@ -143,8 +143,10 @@ async fn serve_tls(core: Arc<Core>, stream: PortStream, tls: &TlsAcceptor, (mut 
                 info!(from = %peer.address, more_since_last = more, "TLS handshake failed: {error}{hint}");
             }
             // the TLS alert contains the reason, and would be lost if the connection were reset
-            let (reader, writer) = tokio::io::split(stream);
-            part(&core.waiting, reader, writer, &[][..], false).await;
+            if let Some(stream) = stream {
+                let (reader, writer) = tokio::io::split(stream);
+                part(&core.waiting, reader, writer, &[][..], false).await;
+            }
         }
         Err(_) => {
             core.stats.refused.add(1);

@@ -24,10 +24,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rustix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 
 use crate::message::{Origin, Owner};
+use crate::time::thread_time;
 
 /// The steps of any search that are free.
 pub(crate) const FREE_STEPS: usize = 256;
@@ -55,20 +55,15 @@ pub struct Walk {
     since: Option<Duration>,
 }
 
-fn processor_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.max(0) as u64, time.tv_nsec as u32)
-}
-
 /// Runs a future to its end. Also returns the processor time that it has used.
 pub(crate) async fn measured<F: Future>(future: F) -> (F::Output, Duration) {
     let mut future = std::pin::pin!(future);
     let mut spent = Duration::ZERO;
     let output = std::future::poll_fn(|context| {
         // another poll may happen on another thread
-        let since = processor_time();
+        let since = thread_time();
         let polled = future.as_mut().poll(context);
-        spent += processor_time().saturating_sub(since);
+        spent += thread_time().saturating_sub(since);
         polled
     });
     let output = output.await;
@@ -78,7 +73,7 @@ pub(crate) async fn measured<F: Future>(future: F) -> (F::Output, Duration) {
 impl Walk {
     /// Continues something that has used up its free steps.
     pub(crate) fn beyond_what_is_free() -> Walk {
-        Walk { steps: FREE_STEPS, since: Some(processor_time()) }
+        Walk { steps: FREE_STEPS, since: Some(thread_time()) }
     }
 
     /// The number of steps so far.
@@ -90,7 +85,7 @@ impl Walk {
     pub(crate) fn visits(&mut self, count: usize) {
         self.steps += count;
         if self.steps > FREE_STEPS && self.since.is_none() {
-            self.since = Some(processor_time());
+            self.since = Some(thread_time());
         }
     }
 
@@ -102,7 +97,7 @@ impl Walk {
         if unpaid == 0 {
             return Duration::ZERO;
         }
-        processor_time().saturating_sub(since).mul_f64(unpaid as f64 / beyond as f64)
+        thread_time().saturating_sub(since).mul_f64(unpaid as f64 / beyond as f64)
     }
 }
 
@@ -287,8 +282,8 @@ mod tests {
         assert_eq!(walk.cost(0), Duration::ZERO);
         walk.visits(100 * STEPS_PER_DELIVERY);
         assert_eq!(walk.cost(100), Duration::ZERO);
-        let begin = processor_time();
-        while processor_time() < begin + Duration::from_millis(2) {}
+        let begin = thread_time();
+        while thread_time() < begin + Duration::from_millis(2) {}
         assert!(walk.cost(99) > Duration::ZERO && walk.cost(0) >= Duration::from_millis(2));
     }
 }

@@ -191,7 +191,7 @@ impl HttpConnection {
         let Some(tls) = tls else { return self.speak(stream, from, None).await };
         let place = self.place.clone();
         let shaken = tokio::select! {
-            shaken = timeout(HANDSHAKE, tls.accept(stream)) => shaken,
+            shaken = timeout(HANDSHAKE, self.site.access.accept_tls(stream, &tls, from.ip())) => shaken,
             () = place.cut() => return,
         };
         match shaken {
@@ -200,7 +200,7 @@ impl HttpConnection {
                 let user = certificates.and_then(|chain| common_name(chain.first()?));
                 self.speak(stream, from, user).await;
             }
-            Ok(Err(error)) => debug!(%from, %error, "TLS handshake failed"),
+            Ok(Err((error, _))) => debug!(%from, %error, "TLS handshake failed"),
             Err(_) => debug!(%from, "TLS handshake took too long"),
         }
     }

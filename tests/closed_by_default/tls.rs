@@ -1,11 +1,16 @@
 //! TLS listeners and client certificates.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
+use std::time::Instant;
+
+use rustls::ClientConnection;
+use rustls::pki_types::ServerName;
+use socket2::{Domain, Socket, Type};
 
 use super::{PASSWORD, user};
 use crate::support::tls::{Authority, client_config, is_turned_away, open};
-use crate::support::{Connect, Gateway, Setup, free_port};
+use crate::support::{Connect, Gateway, PATIENCE, Setup, free_port};
 
 /// A gateway with a plain and a TLS listener; returns the port of the latter.
 fn gateway(authority: &Authority, with_ca: bool, more: &str) -> (Gateway, u16) {
@@ -100,5 +105,47 @@ fn the_log_says_why_a_handshake_failed() {
     for part in parts {
         let count = log.iter().filter(|line| line.contains(part) && line.contains("from=127.0.0.1")).count();
         assert_eq!(count, 1, "{part} in {log:#?}");
+    }
+}
+
+#[test]
+fn a_crowd_that_begins_handshakes_leaves_the_processor_to_others() {
+    const CROWD: usize = 150;
+    let authority = Authority::new();
+    let (mqtt, websocket) = (free_port(), free_port());
+    let files = "{ cert = \"server.crt\", key = \"server.key\" }";
+    let (setup, http) = Setup::default().http_tls(files);
+    authority.write_server_files(setup.dir());
+    let listener = |port, more| format!("[[broker.listener]]\naddress = \"127.0.0.1:{port}\"\ntls = {files}\n{more}");
+    let gateway = setup.config(&(listener(mqtt, "") + &listener(websocket, "websocket = true\n"))).start();
+    let config = client_config(&authority, None);
+    let client = || ClientConnection::new(config.clone(), ServerName::try_from("localhost").unwrap()).unwrap();
+    for port in [mqtt, websocket, http] {
+        let mut hello = Vec::new();
+        client().write_tls(&mut hello).unwrap();
+        let connect = |from: &str| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            socket.bind(&format!("{from}:0").parse::<SocketAddr>().unwrap().into()).unwrap();
+            socket.connect(&SocketAddr::from(([127, 0, 0, 1], port)).into()).unwrap();
+            TcpStream::from(socket)
+        };
+        let mut crowd: Vec<TcpStream> = (0..CROWD).map(|_| connect("127.0.0.9")).collect();
+        let mut other = connect("127.0.0.1");
+        other.set_read_timeout(Some(PATIENCE)).unwrap();
+        let (before, begin) = (gateway.cpu_time(), Instant::now());
+        for socket in &mut crowd {
+            socket.write_all(&hello).unwrap();
+        }
+        let mut tls = client();
+        while tls.is_handshaking() {
+            tls.complete_io(&mut other).unwrap();
+        }
+        for socket in &crowd {
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            assert_ne!(socket.peek(&mut [0]).unwrap(), 0, "all have their turns");
+        }
+        let (busy, time) = (gateway.cpu_time() - before, begin.elapsed());
+        println!("{busy:?} of {time:?} for {CROWD} handshakes");
+        assert!(busy * 2 < time, "busy for {busy:?} of {time:?}");
     }
 }
