@@ -212,7 +212,7 @@ pub(crate) async fn create(
     content: Body,
 ) -> Result<(StatusCode, Json<UserView>), HttpProblem> {
     caller.must_administer(&http)?;
-    let body = body::json(content, &headers, MOST, http.ingress.receiving(), caller.user()).await?;
+    let body = body::json(content, &headers, MOST, http.ingress.receiving(), caller.holder()).await?;
     // checked again, because the body may have taken its time to arrive
     caller.must_administer(&http)?;
     let NewBody { name, password, publish, subscribe, client_ids } = body;
@@ -230,7 +230,7 @@ pub(crate) async fn update(
     content: Body,
 ) -> Result<Json<UserView>, HttpProblem> {
     caller.must_administer(&http)?;
-    let body: ChangeBody = body::json(content, &headers, MOST, http.ingress.receiving(), caller.user()).await?;
+    let body: ChangeBody = body::json(content, &headers, MOST, http.ingress.receiving(), caller.holder()).await?;
     caller.must_administer(&http)?;
     change(&http, &caller, UserChange::Change(named(&uri)?, body.draft()?)).await
 }

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::problem::HttpProblem;
+use crate::access::places::PlaceHolder;
 use crate::exchange::receiving::{FREE, Receiving, Reservation};
 
 /// The longest time for a body.
@@ -32,13 +33,13 @@ pub(crate) async fn receive(
     body: Body,
     (most, declared): (usize, Option<usize>),
     receiving: &Receiving,
-    user: Option<&str>,
+    holder: impl Into<PlaceHolder>,
 ) -> Result<ReceivedBody, HttpProblem> {
     let late = |_| {
         HttpProblem::new(StatusCode::REQUEST_TIMEOUT, "the body has not arrived in time")
             .with(header::CONNECTION, "close")
     };
-    timeout(LONGEST, read(body, (most, declared), receiving, user)).await.map_err(late)?
+    timeout(LONGEST, read(body, (most, declared), receiving, holder.into())).await.map_err(late)?
 }
 
 /// Reads a JSON body.
@@ -47,7 +48,7 @@ pub(crate) async fn json<T: DeserializeOwned>(
     headers: &HeaderMap,
     most: usize,
     receiving: &Receiving,
-    user: Option<&str>,
+    holder: impl Into<PlaceHolder>,
 ) -> Result<T, HttpProblem> {
     must_be_json(headers)?;
     let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
@@ -55,7 +56,7 @@ pub(crate) async fn json<T: DeserializeOwned>(
         return Err(too_large().with(header::CONNECTION, "close"));
     }
     let received =
-        receive(body, (most, declared), receiving, user).await.map_err(|problem| match problem.status() {
+        receive(body, (most, declared), receiving, holder).await.map_err(|problem| match problem.status() {
             StatusCode::PAYLOAD_TOO_LARGE => too_large(),
             _ => problem,
         })?;
@@ -81,7 +82,7 @@ async fn read(
     mut body: Body,
     (most, declared): (usize, Option<usize>),
     receiving: &Receiving,
-    user: Option<&str>,
+    holder: PlaceHolder,
 ) -> Result<ReceivedBody, HttpProblem> {
     let size = declared.unwrap_or(most).min(most);
     let mut bytes = BytesMut::new();
@@ -106,9 +107,9 @@ async fn read(
             return Err(HttpProblem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
         }
         match &mut memory {
-            Some(memory) => memory.has_moved(),
+            Some(memory) => memory.has_moved(data.len()),
             None if bytes.len() + data.len() > FREE => {
-                memory = Some(receiving.reserve(user, size).await);
+                memory = Some(receiving.reserve(holder.clone(), size).await);
                 bytes.reserve(size.saturating_sub(bytes.len()));
             }
             None => {}

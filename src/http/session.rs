@@ -17,7 +17,7 @@ use super::problem::HttpProblem;
 use super::{Http, body, proxies};
 use crate::access::authenticate::Credentials;
 use crate::access::guesses::network;
-use crate::access::places::Place;
+use crate::access::places::{Place, PlaceHolder};
 
 /// The largest body with user name and password, in bytes.
 const MOST: usize = 8 << 10;
@@ -106,8 +106,9 @@ pub(crate) async fn sign_in(
             "only the gateway's own page signs in here; programs use Basic authentication",
         ));
     }
-    let SignInBody { user, password } = body::json(content, &headers, MOST, http.ingress.receiving(), None).await?;
     let from = http.address(origin.0, &headers);
+    let holder = PlaceHolder::of(None, from);
+    let SignInBody { user, password } = body::json(content, &headers, MOST, http.ingress.receiving(), holder).await?;
     let credentials = Credentials {
         certificate_user: None,
         username: Some(&user),

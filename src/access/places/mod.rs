@@ -51,6 +51,13 @@ impl PlaceHolder {
     }
 }
 
+/// The holder for a client of this user, or for a guest whose network does not matter.
+impl From<Option<&str>> for PlaceHolder {
+    fn from(user: Option<&str>) -> PlaceHolder {
+        user.map_or(PlaceHolder::Guest(None), |user| PlaceHolder::User(user.into()))
+    }
+}
+
 /// The number of places, and for whom they are.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bounds {

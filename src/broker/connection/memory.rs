@@ -20,8 +20,8 @@ impl BrokerConnection {
         let most = self.core.settings.load().max_packet_size;
         // a packet that is too large is not read at all
         let size = size.min(most.max(FREE));
-        let user = self.identity.user.as_deref();
-        let reservation = self.receiving.get_or_insert_with(|| self.core.ingress.receiving().ask(user, size));
+        let (books, holder) = (self.core.ingress.receiving(), &self.holder);
+        let reservation = self.receiving.get_or_insert_with(|| books.ask(holder.clone(), size));
         let is_granted = reservation.is_granted();
         if is_granted {
             input.reserve(size.saturating_sub(input.len()));
@@ -45,9 +45,9 @@ impl BrokerConnection {
     }
 
     /// Records that more of the packet has arrived.
-    pub(super) fn has_moved(&mut self) {
+    pub(super) fn has_moved(&mut self, bytes: usize) {
         if let Some(reservation) = &mut self.receiving {
-            reservation.has_moved();
+            reservation.has_moved(bytes);
         }
     }
 
@@ -55,7 +55,9 @@ impl BrokerConnection {
     /// wait for memory.
     pub(super) fn is_not_read(&mut self) {
         self.receiving.take_if(|reservation| reservation.overdue_at().is_none());
-        self.has_moved();
+        if let Some(reservation) = &mut self.receiving {
+            reservation.is_not_read();
+        }
     }
 
     /// Whether the packet waits for memory.
@@ -79,7 +81,7 @@ impl BrokerConnection {
             warn!(
                 client_id,
                 more_since_last,
-                "disconnected: it has held memory for a large packet for too long while others wait to send theirs"
+                "disconnected: it has held memory for a large packet that comes too slowly while others wait to send theirs"
             );
         }
         Err(ConnectionEnd::Ended(Reason::QUOTA_EXCEEDED))

@@ -126,7 +126,7 @@ impl BrokerConnection {
                     Ok(0) | Err(_) => return pace.over(),
                     Ok(count) => {
                         pace.has_read(count, &core.stats);
-                        self.has_moved();
+                        self.has_moved(count);
                     }
                 },
                 result = write(writer, &mut self.out), if !self.out.is_empty() || pace.is_unflushed => match result {
