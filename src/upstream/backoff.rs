@@ -56,7 +56,7 @@ impl Backoff {
         self.failures < TOLD || self.failures.is_power_of_two()
     }
 
-    /// Shortens the pauses, because the message that has ended connections is known, and others were acknowledged.
+    /// Shortens the pauses, because it has become clearer what connections end for.
     pub(crate) fn made_progress(&mut self) {
         self.failures = 0;
     }

@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use rustls::pki_types::PrivateKeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
@@ -12,7 +13,7 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use crate::played::{Played, Say};
 use crate::support::packet::packet;
 use crate::support::tls::Authority;
-use crate::support::{Connect, PATIENCE, Setup, wait_until};
+use crate::support::{Connect, PATIENCE, Setup, free_port, wait_until};
 use crate::{drained, ledger, publish, start, upstream};
 
 #[test]
@@ -123,4 +124,66 @@ fn what_an_upstream_grants_less_than_was_asked_for_is_said_once() {
     assert!(line.contains("cmd/a") && line.contains("pigateway.toml:"), "{line}");
     assert!(gateway.wait_for_line("grants the subscription at QoS 1 only").contains("cmd/b"));
     assert_eq!((says("at QoS 0 only"), says("at QoS 1 only"), says("cmd/c")), (1, 1, 0));
+}
+
+/// The configuration with the pauses that hold without settings.
+fn patient(port: u16, keys: &str, filters: &[&str]) -> String {
+    let rules = filters.iter().map(|filter| format!("[[upstream.in]]\ntopic_filter = \"{filter}\"\n"));
+    let config = upstream(port, keys) + &rules.collect::<String>();
+    config.replace("retry = { min = \"100 ms\", max = \"400 ms\" }\n", "")
+}
+
+/// How long after the first connection the last of these messages arrived, and at which connection.
+fn arrived(played: &Played, texts: &[&str]) -> (Duration, usize) {
+    played.wait_for(texts);
+    let log = played.log();
+    let times = log.messages.iter().zip(&log.times).filter(|(message, _)| texts.contains(&message.text().as_str()));
+    let last = *times.map(|(_, at)| at).max().unwrap();
+    (last - log.connections[0].0, log.connections.iter().filter(|(at, _)| *at < last).count())
+}
+
+#[test]
+fn forwarding_does_not_wait_for_subscriptions_that_a_cloud_denies() {
+    for protocol in [4, 5] {
+        let cloud = free_port();
+        let filters = ["f0/#", "f1/#", "f2/#", "f3/#", "f4/#", "f5/#"];
+        let (gateway, port) = start(&patient(cloud, &format!("protocol = {protocol}"), &filters));
+        // they wait when the cloud comes
+        publish(&gateway, "a", &["1", "2", "3"], false);
+        let is_denied = |filter: &String| ["f1/#", "f3/#", "f4/#"].contains(&filter.as_str());
+        let played = Played::on(TcpListener::bind(("127.0.0.1", cloud)).unwrap(), move |heard| match heard.filters() {
+            Some(filters) if filters.iter().any(is_denied) => Say::Close,
+            _ => Say::Usual,
+        });
+        let (after, connection) = arrived(&played, &["1", "2", "3"]);
+        assert!(after < Duration::from_secs(10) && connection <= 2, "{after:?} {connection}");
+        gateway.wait_for_lines("asked for this subscription", 3);
+        wait_until("the others", || {
+            let known = &played.log().filters;
+            ["f0/#", "f2/#", "f5/#"].iter().all(|filter| known.iter().any(|known| known == filter))
+        });
+        assert_eq!((drained(port), ledger(port)["acked"].clone()), (0, 3.into()));
+    }
+}
+
+#[test]
+fn forwarding_begins_soon_at_a_cloud_that_denies_will_status_a_subscription_and_the_retain_flag() {
+    let played = Played::new(|heard| {
+        let is_denied = match heard.publish() {
+            Some(message) => message.retain || message.topic == "status",
+            None if heard.is_connect() => heard.flags() & 4 != 0,
+            None => heard.filters().is_some_and(|filters| filters.iter().any(|filter| filter == "bad/#")),
+        };
+        if is_denied { Say::Close } else { Say::Usual }
+    });
+    let keys = "protocol = 4\nstatus_topic = \"status\"";
+    let (gateway, port) = start(&patient(played.port, keys, &["cmd/#", "bad/#"]));
+    publish(&gateway, "a", &["1"], true);
+    publish(&gateway, "b", &["2", "3"], false);
+    let (after, connection) = arrived(&played, &["1", "2", "3"]);
+    assert!(after < Duration::from_secs(20), "{after:?}, at connection {connection}");
+    assert_eq!(drained(port), 0);
+    let line = gateway.wait_for_line("asked for this subscription");
+    assert!(line.contains("bad/#"), "{line}");
+    wait_until("the other one", || played.log().filters.iter().any(|filter| filter == "cmd/#"));
 }

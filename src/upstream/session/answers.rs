@@ -99,6 +99,7 @@ impl UpstreamSession {
             }
             return false;
         }
+        self.got_through = true;
         self.hold_again(at);
         true
     }

@@ -1,4 +1,5 @@
 //! What one address of an upstream has taught says nothing about the others, which may be other brokers.
+//! A connection that has taught something is worth another one soon.
 
 use super::UpstreamSession;
 use super::opening::SessionOpening;
@@ -9,6 +10,8 @@ pub(super) struct Learned {
     /// The index of the address in use.
     address: usize,
     others: Vec<(usize, LearnedThere)>,
+    /// Whether the last connection has taught something, which the next one does better.
+    pub(super) is_news: bool,
 }
 
 /// What one address has taught.

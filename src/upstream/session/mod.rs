@@ -368,6 +368,7 @@ impl UpstreamSession {
     pub(crate) fn own(&mut self, out: OutMessage, now: u64) -> Vec<SessionAction> {
         let mut message = SentMessage::new(None, now).with(&out, now);
         self.count_handed(&mut message);
+        self.opening.sends(out.qos);
         self.in_flight.push_back(message);
         self.throttle.count(now);
         vec![SessionAction::Publish(out)]

@@ -72,6 +72,7 @@ impl UpstreamSession {
                 }
                 in_flight = in_flight.with(&out, now);
                 self.count_handed(&mut in_flight);
+                self.opening.sends(out.qos);
                 self.suspicion.sent(now);
                 self.throttle.count(now);
                 actions.push(SessionAction::Publish(out));

@@ -76,6 +76,7 @@ impl UpstreamSession {
     /// Sends everything without the retain flag from now on.
     pub(super) fn refuse_retain(&mut self, why: &str) {
         if !std::mem::replace(&mut self.retain_refused, true) {
+            self.learned.is_news = true;
             warn!(
                 upstream = self.name,
                 "the upstream does not take the retain flag ({why}): status, will and messages go without it from now \
@@ -84,11 +85,10 @@ impl UpstreamSession {
         }
     }
 
-    /// Whether one message, or one part of the opening, seems to be the reason for ended connections, so that the upstream
-    /// can be connected to at once.
+    /// Whether it has become clearer what the upstream ends connections for, or one message seems to be the reason, so that
+    /// it can be connected to soon.
     pub(crate) fn is_cause_clear(&self, now: u64) -> bool {
-        let has_found = self.opening.has_found() || self.got_through() && self.suspicion.is_clear(now);
-        self.blames() && has_found
+        self.learned.is_news || self.blames() && self.got_through() && self.suspicion.is_clear(now)
     }
 
     /// Whether the upstream has received a message on this connection, also at QoS 2.
@@ -101,6 +101,7 @@ impl UpstreamSession {
         if std::mem::replace(&mut self.exact_refused, true) {
             return;
         }
+        self.learned.is_news = true;
         self.link = self.link.map(|link| self.taken(link));
         warn!(
             upstream = self.name,

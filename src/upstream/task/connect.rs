@@ -105,6 +105,7 @@ impl<C: UpstreamClient> Upstream<C> {
                 Ok(link) => {
                     if self.approach.accepted(&settings, at, offer, self.clock.boot_ms()) {
                         self.will_refused(offer.will);
+                        self.backoff.made_progress();
                     }
                     return Some(link);
                 }

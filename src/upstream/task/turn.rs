@@ -37,7 +37,8 @@ impl<C: UpstreamClient> Upstream<C> {
         let more = self.send_waiting(is_ready);
         self.readers.say_settled();
         let for_disk = self.passes.waits_for_disk(synced) || self.exact.waits_for_disk();
-        let is_alive = self.inbox.acknowledge(&mut self.client, self.clock.boot_ms()) && more.is_some();
+        let is_open = self.open_further();
+        let is_alive = self.inbox.acknowledge(&mut self.client, self.clock.boot_ms()) && more.is_some() && is_open;
         if self.inbox.needs_connection() {
             return Ok(ControlFlow::Break(ConversationEnd::Missed));
         }
@@ -49,6 +50,17 @@ impl<C: UpstreamClient> Upstream<C> {
             wake: self.wake(),
             is_first_welcome: self.approach.left_alone_until(0) <= self.clock.boot_ms(),
         }))
+    }
+
+    /// Sends the next part of a cautious opening, if it is due. Returns whether the connection stays open.
+    fn open_further(&mut self) -> bool {
+        if !self.session.is_opening() {
+            return true;
+        }
+        let under_way = self.session.in_flight() - self.session.own_in_flight();
+        let is_idle = self.consumers.backlog().messages <= under_way;
+        let actions = self.session.open_further(is_idle, self.clock.boot_ms());
+        self.perform(actions)
     }
 
     /// The time until there is work without an event. Nothing is polled, so that a Pi can sleep meanwhile.

@@ -2,6 +2,7 @@ mod exact;
 mod later;
 mod opening;
 mod put_off;
+mod strict;
 mod suspect;
 
 use bytes::Bytes;
@@ -34,6 +35,8 @@ struct Bench {
     reader: Reader,
     session: UpstreamSession,
     sent: Vec<OutMessage>,
+    /// The filters of the SUBSCRIBE packets since this was last taken.
+    asked: Vec<Vec<String>>,
     broken: bool,
     renewed: bool,
     recorded: Vec<u16>,
@@ -58,8 +61,9 @@ impl Bench {
         let session = UpstreamSession::new(UpstreamRules::new(&settings), &settings);
         let reader = journal.reader(consumer);
         let (sent, recorded, released) = (Vec::new(), Vec::new(), Vec::new());
-        let shelved = Vec::new();
-        Bench { journal, consumer, reader, session, sent, broken: false, renewed: false, recorded, released, shelved }
+        let (shelved, asked) = (Vec::new(), Vec::new());
+        let (broken, renewed) = (false, false);
+        Bench { journal, consumer, reader, session, sent, asked, broken, renewed, recorded, released, shelved }
     }
 
     fn append(&mut self, draft: &Draft<'_>) {
@@ -108,7 +112,10 @@ impl Bench {
                     assert!(self.session.is_exact(), "no rule has QoS 2");
                     self.released.push(packet_id);
                 }
-                SessionAction::Subscribe(_) | SessionAction::Unsubscribe(_) | SessionAction::Deleted(_) => {}
+                SessionAction::Subscribe(filters) => {
+                    self.asked.push(filters.iter().map(|(filter, _)| filter.to_string()).collect());
+                }
+                SessionAction::Unsubscribe(_) | SessionAction::Deleted(_) => {}
             }
         }
     }
@@ -131,7 +138,8 @@ impl Bench {
             } else if self.session.nothing_else() {
                 continue;
             } else {
-                return;
+                let actions = self.session.open_further(true, now);
+                return self.perform(actions);
             };
             self.perform(actions);
         }

@@ -1,7 +1,8 @@
-use super::super::opening::ANSWER_MS;
+use super::super::opening::{ANSWER_MS, TURN_MS};
 use super::super::*;
 use super::{Bench, V4, V5};
 use crate::upstream::rule::tests::{rule, settings};
+use crate::upstream::settings::OutQos;
 
 fn filter(text: &str) -> TopicFilter {
     TopicFilter::new(text).unwrap()
@@ -14,6 +15,19 @@ fn asked(actions: &[SessionAction]) -> Vec<String> {
         _ => None,
     });
     filters.flatten().map(|(filter, _)| filter.to_string()).collect()
+}
+
+/// Connects, and returns the filters that are asked for when messages have had their turn.
+fn connect(bench: &mut Bench, now: u64) -> Vec<String> {
+    let actions = bench.session.connected(V4, now);
+    bench.perform(actions);
+    next(bench, now)
+}
+
+/// The filters that are asked for next, when no message waits.
+fn next(bench: &mut Bench, now: u64) -> Vec<String> {
+    bench.pump(now);
+    std::mem::take(&mut bench.asked).concat()
 }
 
 #[test]
@@ -53,19 +67,19 @@ fn a_subscription_at_which_the_line_goes_silent_is_left_out_and_tried_again_on_t
     let mut bench = Bench::new(|settings| {
         settings.inbound = vec![rule("a/#", "", "", Qos::AtLeastOnce), rule("b/#", "", "", Qos::AtLeastOnce)];
     });
-    bench.append_many(0..3);
     assert_eq!(asked(&bench.session.connected(V4, 0)), ["a/#", "b/#"]);
     bench.disconnect(&Broken::Silent);
     for (now, wait) in [(0, MINUTE), (MINUTE, 2 * MINUTE), (3 * MINUTE, 4 * MINUTE)] {
         // one after the other, and the second one leads nowhere
-        assert_eq!(asked(&bench.session.connected(V4, now)), ["a/#"]);
-        assert_eq!(asked(&bench.session.subscribed(&[1], now)), ["b/#"]);
+        assert_eq!(connect(&mut bench, now), ["a/#"]);
+        bench.session.subscribed(&[1], now);
+        assert_eq!(next(&mut bench, now), ["b/#"]);
         assert!(!bench.session.has_room(Role::Live), "messages wait for the answer");
         assert_eq!(bench.session.time(now + ANSWER_MS), []);
         assert!(bench.session.has_room(Role::Live));
         bench.disconnect_at(&Broken::Silent, now);
         // forwarding goes on without it
-        assert_eq!(asked(&bench.session.connected(V4, now)), ["a/#"]);
+        assert_eq!(connect(&mut bench, now), ["a/#"]);
         assert_eq!(asked(&bench.session.subscribed(&[1], now)), [""; 0]);
         assert!(bench.session.has_room(Role::Live));
         assert_eq!(bench.session.deadline(), Some(now + wait));
@@ -73,7 +87,7 @@ fn a_subscription_at_which_the_line_goes_silent_is_left_out_and_tried_again_on_t
         bench.disconnect_at(&Broken::Failed(String::new()), now);
     }
     let now = 7 * MINUTE;
-    assert_eq!(asked(&bench.session.connected(V4, now - 1)), ["a/#"]);
+    assert_eq!(connect(&mut bench, now - 1), ["a/#"]);
     bench.session.subscribed(&[1], now - 1);
     assert_eq!(asked(&bench.session.time(now)), ["b/#"]);
     bench.session.subscribed(&[1], now);
@@ -87,11 +101,15 @@ fn an_upstream_that_answers_messages_is_not_silent_because_of_a_subscription() {
     bench.append_many(0..1);
     bench.session.connected(V4, 0);
     bench.disconnect(&Broken::Silent);
-    bench.session.connected(V4, 0);
-    bench.session.time(ANSWER_MS);
-    bench.pump(ANSWER_MS);
+    assert_eq!(connect(&mut bench, 0), [""; 0], "the message goes first");
     bench.deliver(1);
     bench.ack(1, 0);
+    assert_eq!(next(&mut bench, 0), ["a/#"]);
+    bench.session.time(ANSWER_MS);
+    bench.append_many(1..2);
+    bench.pump(ANSWER_MS);
+    bench.deliver(2);
+    bench.ack(2, 0);
     bench.disconnect_at(&Broken::Silent, ANSWER_MS);
     assert_eq!(asked(&bench.session.connected(V4, ANSWER_MS)), ["a/#"]);
 }
@@ -125,10 +143,10 @@ fn a_subscription_that_is_refused_or_not_answered_is_asked_for_again() {
 fn what_one_address_has_taught_says_nothing_of_another() {
     let mut bench = Bench::new(|settings| settings.inbound = vec![rule("a/#", "", "", Qos::AtLeastOnce)]);
     for _ in 0..3 {
-        assert_eq!(asked(&bench.session.connected(V4, 0)), ["a/#"]);
+        assert_eq!(connect(&mut bench, 0), ["a/#"]);
         bench.disconnect(&Broken::Closed);
     }
-    assert_eq!(asked(&bench.session.connected(V4, 0)), [""; 0], "it is left out");
+    assert_eq!(connect(&mut bench, 0), [""; 0], "it is left out");
     bench.disconnect(&Broken::Dismissed(RETAIN_NOT_SUPPORTED, String::new()));
     bench.session.at_address(1);
     assert_eq!(asked(&bench.session.connected(V4, 0)), ["a/#"]);
@@ -136,6 +154,106 @@ fn what_one_address_has_taught_says_nothing_of_another() {
     bench.session.subscribed(&[1], 0);
     bench.disconnect(&Broken::Failed(String::new()));
     bench.session.at_address(0);
-    assert_eq!(asked(&bench.session.connected(V4, 0)), [""; 0]);
+    assert_eq!(connect(&mut bench, 0), [""; 0]);
     assert!(bench.session.is_retain_refused());
+}
+
+#[test]
+fn messages_and_suspected_parts_take_turns() {
+    let mut bench = Bench::new(|settings| {
+        settings.inbound = vec![rule("a/#", "", "", Qos::AtLeastOnce), rule("b/#", "", "", Qos::AtLeastOnce)];
+    });
+    connect(&mut bench, 0);
+    bench.disconnect(&Broken::Closed);
+    assert!(bench.session.is_cause_clear(0), "the next connection asks for one thing at a time");
+    // there are always more messages
+    bench.append_many(0..100);
+    assert_eq!(connect(&mut bench, 0), [""; 0]);
+    assert_eq!(bench.deliver(1), ["0", "1", "2", "3"]);
+    assert_eq!(bench.session.deadline(), Some(TURN_MS));
+    assert_eq!(asked(&bench.session.time(TURN_MS)), [""; 0], "what was sent is answered first");
+    assert_eq!(bench.session.room(Role::Live), 0);
+    for id in 1..=4 {
+        bench.ack(id, 0);
+    }
+    assert_eq!(next(&mut bench, TURN_MS), ["a/#"]);
+    assert!(bench.sent.is_empty(), "it is alone");
+    bench.session.subscribed(&[1], TURN_MS);
+    assert_eq!(next(&mut bench, TURN_MS), [""; 0], "messages have a turn");
+    assert_eq!(bench.deliver(5), ["4", "5", "6", "7"]);
+    // the end of the connection concerns these messages, and on the next one the parts go first
+    bench.disconnect(&Broken::Closed);
+    assert!(bench.session.suspicion.is_active());
+    assert_eq!(connect(&mut bench, 0), ["a/#"]);
+    assert_eq!(asked(&bench.session.subscribed(&[1], 0)), ["b/#"]);
+}
+
+#[test]
+fn a_part_is_not_blamed_for_what_a_message_may_have_done() {
+    for qos in [OutQos::AtMostOnce, OutQos::AtLeastOnce] {
+        let mut bench = Bench::new(|settings| {
+            settings.out = vec![rule("#", "", "up/", qos)];
+            settings.inbound = vec![rule("a/#", "", "", Qos::AtLeastOnce)];
+        });
+        connect(&mut bench, 0);
+        bench.disconnect(&Broken::Closed);
+        bench.append_many(0..1);
+        connect(&mut bench, 0);
+        bench.deliver(1);
+        let now = if qos == OutQos::AtMostOnce { 0 } else { TURN_MS + ANSWER_MS };
+        let actions = bench.session.time(TURN_MS);
+        bench.perform(actions);
+        let actions = bench.session.time(now);
+        bench.perform(actions);
+        assert_eq!(next(&mut bench, now), ["a/#"], "{qos:?}");
+        bench.disconnect_at(&Broken::Closed, now);
+        assert!(!bench.session.is_cause_clear(now) && !bench.session.suspicion.is_active());
+        // the parts go first, and now it is clear
+        bench.append_many(1..2);
+        for _ in 0..2 {
+            assert_eq!(connect(&mut bench, now), ["a/#"], "{qos:?}");
+            assert!(bench.sent.is_empty());
+            bench.disconnect_at(&Broken::Closed, now);
+            assert!(bench.session.is_cause_clear(now));
+            connect(&mut bench, now);
+            bench.deliver(1);
+            next(&mut bench, now);
+            bench.disconnect_at(&Broken::Closed, now);
+        }
+    }
+}
+
+#[test]
+fn what_no_rule_asks_for_any_more_is_not_asked_for_later() {
+    let with = |filters: &[&str]| {
+        let mut changed = settings();
+        changed.inbound = filters.iter().map(|filter| rule(filter, "", "", Qos::AtLeastOnce)).collect();
+        changed
+    };
+    let mut bench = Bench::new(|settings| settings.inbound = with(&["a/#", "b/#", "c/#"]).inbound);
+    connect(&mut bench, 0);
+    bench.disconnect(&Broken::Closed);
+    assert_eq!(connect(&mut bench, 0), ["a/#"]);
+    bench.session.set_rules(UpstreamRules::new(&with(&["a/#", "c/#"])), 0);
+    bench.session.subscribed(&[1], 0);
+    assert_eq!(next(&mut bench, 0), ["c/#"]);
+}
+
+#[test]
+fn a_status_without_an_answer_goes_last() {
+    let mut bench = Bench::new(|settings| {
+        settings.inbound = vec![rule("a/#", "", "", Qos::AtLeastOnce)];
+        settings.status_topic = Some(crate::message::Topic::new("status").unwrap());
+    });
+    let link = Link { max_qos: Qos::AtMostOnce, ..V4 };
+    for expected in [&["a/#"][..], &["a/#"], &["a/#"], &[]] {
+        bench.sent.clear();
+        let actions = bench.session.connected(link, 0);
+        bench.perform(actions);
+        assert_eq!(next(&mut bench, 0), expected);
+        if !expected.is_empty() {
+            bench.disconnect(&Broken::Closed);
+        }
+    }
+    assert_eq!(bench.deliver(1), ["online"]);
 }

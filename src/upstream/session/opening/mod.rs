@@ -1,0 +1,319 @@
+//! The opening of a connection: subscriptions and the status, which are usually sent before any message.
+//!
+//! An upstream may close the connection because of one of these packets, for example by a policy or a limit. As long as one
+//! is unanswered, it is suspected before any message. On the next connection messages go first, so that forwarding does not
+//! wait for what is suspected, and then the parts follow one at a time ([`turn`]): each alone, when everything before it is
+//! answered, those that have ended connections last. A packet that ends the connection twice while it is the only
+//! unanswered one is left out: for a minute at first, because the upstream may be restarting, and then ever longer, up to
+//! an hour. One at which the connection goes silent, so that nothing is answered any more, is left out at once, but only for
+//! a minute at first, because the line may be the reason. After that time it is sent on the connection that there is.
+//!
+//! If a message may be the reason as well, because it was not answered either or is at QoS 0, nothing is blamed, and on the
+//! next connection the parts go before the messages ([`ended`]).
+//!
+//! A subscription that is refused, or not answered for a minute although the connection lives, is reported, and asked
+//! for again after an hour, with every connection, and when rules or settings change.
+
+mod ended;
+mod entries;
+mod turn;
+
+use std::collections::VecDeque;
+
+use tracing::{debug, warn};
+
+use self::entries::{OpeningEntries, OpeningStep};
+use self::turn::OpeningTurn;
+#[cfg(test)]
+pub(super) use self::turn::{ANSWER_MS, TURN_MS};
+use super::{ANSWER_TIMEOUT_MS, SessionAction, UpstreamSession};
+use crate::message::{Qos, TopicFilter};
+
+/// The most filters in one packet: AWS IoT Core closes the connection if there are more.
+pub(crate) const FILTERS: usize = 8;
+/// How long a subscription that is refused or not answered is left alone, in milliseconds.
+const ASK_AGAIN_MS: u64 = 3_600_000;
+/// The reason code "unspecified error" [MQTT-5 3.9.3].
+const UNSPECIFIED: u8 = 0x80;
+
+/// Subscriptions of one packet. They stay here until the answer comes, because answers come in the order of the packets.
+#[derive(Clone, Debug)]
+struct AskedFilters {
+    filters: Vec<TopicFilter>,
+    at: u64,
+    patience: AskedPatience,
+}
+
+/// What still depends on an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AskedPatience {
+    /// If the connection ends, these may be the reason.
+    Suspected,
+    /// Its absence is not reported yet.
+    Unreported,
+    Nothing,
+}
+
+/// The progress of the opening.
+#[derive(Clone, Debug, Default)]
+pub(super) struct SessionOpening {
+    /// Whether the parts are sent one after the other.
+    cautious: bool,
+    /// Whether each filter has its own packet.
+    single: bool,
+    /// The parts that are not sent yet on this connection.
+    queue: VecDeque<OpeningStep>,
+    /// The subscriptions that are sent and not answered.
+    unanswered: VecDeque<AskedFilters>,
+    /// The filters that were refused or not answered on this connection, and when they are asked for again.
+    again: Vec<(TopicFilter, u64)>,
+    status_unanswered: bool,
+    /// What is done at present, while the parts are sent one after the other.
+    turn: Option<OpeningTurn>,
+    /// Whether the parts go before messages on this connection.
+    goes_first: bool,
+    /// Whether the last connection may have ended because of a part or of a message.
+    is_unsure: bool,
+    /// Whether a message at QoS 0 was sent after the last part that was answered.
+    has_unconfirmed: bool,
+    /// The part whose answer did not come in time, if nothing else was answered since.
+    overdue: Option<OpeningStep>,
+    /// The parts that were left out on this connection.
+    left_out: Vec<OpeningStep>,
+    /// What is known of the parts that have ended connections.
+    entries: OpeningEntries,
+    /// Whether the status is sent without the retain flag, to see whether the flag ends connections.
+    status_without_flag: bool,
+}
+
+impl SessionOpening {
+    /// Whether messages must wait.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.turn.is_some_and(OpeningTurn::holds_messages)
+    }
+
+    pub(crate) fn deadline(&self) -> Option<u64> {
+        let left_out = self.left_out.iter().filter_map(|what| self.entries.left_out_until(what));
+        let turn = self.turn.map(OpeningTurn::until);
+        let next = turn.or_else(|| left_out.chain(self.again.iter().map(|(_, due)| *due)).min());
+        let unreported = self.unanswered.iter().filter(|asked| asked.patience != AskedPatience::Nothing);
+        next.into_iter().chain(unreported.map(|asked| asked.at + ANSWER_TIMEOUT_MS)).min()
+    }
+
+    /// Whether a part of the opening is suspected.
+    pub(crate) fn blames(&self) -> bool {
+        self.cautious || !self.entries.is_empty()
+    }
+
+    /// The unanswered part, if there is only one.
+    fn alone(&self) -> Option<OpeningStep> {
+        let mut suspected = self.suspected().flat_map(|asked| &asked.filters);
+        match (suspected.next(), suspected.next(), self.status_unanswered) {
+            (None, None, true) => Some(OpeningStep::Status),
+            (Some(filter), None, false) => Some(OpeningStep::Filter(filter.clone())),
+            _ => None,
+        }
+    }
+
+    fn suspected(&self) -> impl Iterator<Item = &AskedFilters> {
+        self.unanswered.iter().filter(|asked| asked.patience == AskedPatience::Suspected)
+    }
+
+    fn is_answered(&self) -> bool {
+        self.suspected().next().is_none() && !self.status_unanswered
+    }
+
+    /// Resets the progress after the end of the connection.
+    fn clear(&mut self) {
+        self.queue.clear();
+        self.unanswered.clear();
+        (self.status_unanswered, self.turn, self.overdue) = (false, None, None);
+        self.has_unconfirmed = false;
+        self.left_out.clear();
+        self.again.clear();
+    }
+
+    /// Forgets what was left out, because rules or settings have changed.
+    pub(crate) fn forget(&mut self) {
+        (self.single, self.status_without_flag) = (false, false);
+        self.entries.clear();
+        self.left_out.clear();
+        self.again.clear();
+    }
+
+    /// Whether a filter was left out on this connection, refused or not answered.
+    pub(crate) fn has_left_out(&self, filter: &TopicFilter) -> bool {
+        self.left_out.contains(&OpeningStep::Filter(filter.clone()))
+            || self.again.iter().any(|(known, _)| known == filter)
+    }
+
+    /// Asks for a filter again later. Returns whether that is new.
+    fn ask_later(&mut self, filter: &TopicFilter, now: u64) -> bool {
+        let known = self.again.iter_mut().find(|(known, _)| known == filter);
+        let is_new = known.is_none();
+        match known {
+            Some((_, due)) => *due = now + ASK_AGAIN_MS,
+            None => self.again.push((filter.clone(), now + ASK_AGAIN_MS)),
+        }
+        is_new
+    }
+}
+
+impl UpstreamSession {
+    /// Starts the opening of a new connection.
+    pub(super) fn open(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
+        let was_waiting = self.is_opening();
+        self.opening.goes_first = std::mem::take(&mut self.opening.is_unsure) || was_waiting;
+        self.opening.clear();
+        self.learned.is_news = false;
+        let subscriptions = self.rules.subscriptions();
+        self.opening.left_out = self.opening.entries.left_out(now);
+        self.opening.cautious |= !self.opening.entries.is_empty();
+        if self.opening.cautious {
+            let filters = subscriptions.into_iter().map(|(filter, _)| OpeningStep::Filter(filter));
+            let status = self.status_topic.is_some().then_some(OpeningStep::Status);
+            let entries = &self.opening.entries;
+            let parts = filters.chain(status).filter(|what| !entries.is_left_out(what, now));
+            self.opening.queue = parts.collect();
+            // those that have ended connections follow the others, and a status at QoS 0, which has no answer, follows all
+            let has_no_answer = self.link.is_some_and(|link| link.max_qos == Qos::AtMostOnce);
+            let is_last = |what: &OpeningStep| has_no_answer && *what == OpeningStep::Status;
+            self.opening.queue.make_contiguous().sort_by_key(|what| (is_last(what), entries.strikes(what)));
+            self.begin_turn(now, actions);
+            return;
+        }
+        self.subscribe(subscriptions, now, actions);
+        if !self.opening.entries.is_left_out(&OpeningStep::Status, now) {
+            self.say_status(now, actions);
+        }
+    }
+
+    /// Subscribes, with a few filters in each packet.
+    pub(super) fn subscribe(&mut self, wanted: Vec<(TopicFilter, Qos)>, now: u64, actions: &mut Vec<SessionAction>) {
+        let wanted: Vec<_> = wanted
+            .into_iter()
+            .filter(|(f, _)| !self.opening.entries.is_left_out(&OpeningStep::Filter(f.clone()), now))
+            .collect();
+        for part in wanted.chunks(if self.opening.single { 1 } else { FILTERS }) {
+            let filters = part.iter().map(|(filter, _)| filter.clone()).collect();
+            let patience = AskedPatience::Suspected;
+            self.opening.unanswered.push_back(AskedFilters { filters, at: now, patience });
+            actions.push(SessionAction::Subscribe(part.to_vec()));
+        }
+    }
+
+    fn say_status(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
+        let Some(mut status) = self.status("online") else { return };
+        status.retain &= !self.opening.status_without_flag;
+        self.opening.status_unanswered = status.qos != Qos::AtMostOnce;
+        let mut message = super::SentMessage::new(None, now);
+        message.is_status = true;
+        self.count_handed(&mut message);
+        self.in_flight.push_back(message);
+        actions.push(SessionAction::Publish(status));
+    }
+
+    /// Handles the time-outs of answers, and what was left out.
+    pub(super) fn opening_time(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
+        self.turn_time(now, actions);
+        self.report_unanswered(now);
+        self.say_left_out(now, actions);
+        self.ask_again(now, actions);
+    }
+
+    /// Reports subscriptions that have not been answered for long, although the connection lives.
+    fn report_unanswered(&mut self, now: u64) {
+        let opening = &mut self.opening;
+        for at in 0..opening.unanswered.len() {
+            let asked = &mut opening.unanswered[at];
+            if asked.patience == AskedPatience::Nothing || asked.at + ANSWER_TIMEOUT_MS > now {
+                continue;
+            }
+            asked.patience = AskedPatience::Nothing;
+            for filter in asked.filters.clone() {
+                let (upstream, rule) = (&self.name, self.rules.place_of(&filter));
+                if opening.ask_later(&filter, now) && !self.is_quiet {
+                    warn!(
+                        upstream, %filter, rule,
+                        "the upstream does not answer to the subscription: nothing may come down by it"
+                    );
+                } else {
+                    debug!(upstream, %filter, "the upstream does not answer to the subscription");
+                }
+            }
+        }
+    }
+
+    /// Asks again for what was refused or not answered on this connection, when its time has come.
+    fn ask_again(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
+        let is_due = self.opening.again.iter().any(|(_, due)| *due <= now);
+        if self.link.is_none() || self.opening.turn.is_some() || !is_due {
+            return;
+        }
+        let subscriptions = self.rules.subscriptions();
+        let is_wanted = |filter: &TopicFilter| subscriptions.iter().any(|(wanted, _)| wanted == filter);
+        self.opening.again.retain(|(filter, _)| is_wanted(filter));
+        let due = self.opening.again.iter_mut().filter(|(_, due)| *due <= now);
+        let due: Vec<TopicFilter> = due
+            .map(|(filter, due)| {
+                *due = now + ASK_AGAIN_MS;
+                filter.clone()
+            })
+            .collect();
+        self.subscribe(subscriptions.into_iter().filter(|(filter, _)| due.contains(filter)).collect(), now, actions);
+    }
+
+    /// Sends parts that were left out on this connection, when their time has come.
+    fn say_left_out(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
+        if self.link.is_none() || self.opening.turn.is_some() || self.opening.left_out.is_empty() {
+            return;
+        }
+        let (left_out, due): (Vec<_>, Vec<_>) = std::mem::take(&mut self.opening.left_out)
+            .into_iter()
+            .partition(|what| self.opening.entries.is_left_out(what, now));
+        self.opening.left_out = left_out;
+        self.opening.queue.extend(due);
+        if !self.opening.queue.is_empty() {
+            self.wait_for_answers(now, actions);
+        }
+    }
+
+    /// Processes the answer to a subscription.
+    pub(crate) fn subscribed(&mut self, reasons: &[u8], now: u64) -> Vec<SessionAction> {
+        (self.opening.overdue, self.opening.has_unconfirmed) = (None, false);
+        let filters = self.opening.unanswered.pop_front().map(|asked| asked.filters).unwrap_or_default();
+        for (at, filter) in filters.iter().enumerate() {
+            // a filter without a reason code is not granted
+            let reason = reasons.get(at).copied().unwrap_or(UNSPECIFIED);
+            if reason < 0x80 {
+                self.opening.again.retain(|(known, _)| known != filter);
+                self.say_granted(filter, reason);
+            } else {
+                let is_new = self.opening.ask_later(filter, now);
+                let (upstream, rule) = (&self.name, self.rules.place_of(filter));
+                if is_new && !self.is_quiet {
+                    warn!(
+                        upstream, %filter, rule, reason,
+                        "the upstream refuses the subscription: nothing comes down by it"
+                    );
+                } else {
+                    debug!(upstream, %filter, reason, "the upstream refuses the subscription");
+                }
+            }
+            self.opening.entries.acquit(&OpeningStep::Filter(filter.clone()));
+        }
+        let mut actions = Vec::new();
+        self.go_on(now, &mut actions);
+        actions
+    }
+
+    /// Processes the answer to the status.
+    pub(super) fn status_answered(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
+        (self.opening.status_unanswered, self.opening.has_unconfirmed) = (false, false);
+        self.opening.entries.acquit(&OpeningStep::Status);
+        if std::mem::take(&mut self.opening.status_without_flag) {
+            self.refuse_retain("it closes the connection when it gets the flag");
+        }
+        self.go_on(now, actions);
+    }
+}
