@@ -45,8 +45,7 @@ struct KnownAddress {
     ends: u32,
     /// Whether the next attempt, and only that one, uses 3.1.1.
     try_v311: bool,
-    /// Whether the address has accepted a connection.
-    worked: bool,
+    past: Past,
     will: StatusWill,
     will_until: u64,
     /// The number of refusals in a row for which the will may be the reason.
@@ -61,6 +60,15 @@ struct KnownAddress {
     /// of the boot clock.
     sent_away: u32,
     away_until: u64,
+}
+
+/// What has worked at an address before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Past {
+    /// It has answered to MQTT, so that all steps before it work: the proxy, TLS and WebSocket.
+    pub(crate) has_begun: bool,
+    /// It has accepted a connection.
+    pub(crate) has_worked: bool,
 }
 
 /// What is known about all addresses.
@@ -108,9 +116,9 @@ impl Approach {
         self.known.get(address).map_or(0, |known| known.away_until)
     }
 
-    /// Whether this address has accepted a connection.
-    pub(crate) fn worked(&self, address: usize) -> bool {
-        self.known.get(address).is_some_and(|known| known.worked)
+    /// What has worked at this address before.
+    pub(crate) fn past(&self, address: usize) -> Past {
+        self.known.get(address).map(|known| known.past).unwrap_or_default()
     }
 
     /// The parameters for the next attempt at this address.
@@ -150,7 +158,7 @@ impl Approach {
         now: u64,
     ) -> bool {
         let known = self.at(address);
-        known.worked = true;
+        known.past = Past { has_begun: true, has_worked: true };
         (known.sent_away, known.away_until) = (0, 0);
         (known.ends, known.try_v311, known.doubts) = (0, false, 0);
         match offer.version {
@@ -180,6 +188,8 @@ impl Approach {
         why: &Broken,
     ) -> NextAttempt {
         let known = self.at(address);
+        known.past.has_begun |=
+            matches!(why, Broken::Version | Broken::Refused(..) | Broken::SentAway(_) | Broken::Garbled);
         let was_fallback = std::mem::take(&mut known.try_v311);
         let trial = known.trial.take();
         let may_fall_back = settings.protocol == Protocol::Auto && !settings.v5_only;

@@ -10,8 +10,9 @@ use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_
 use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::{AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
+use super::approach::Past;
 use super::settings::{Scheme, UpstreamTls};
-use super::wire::Broken;
+use super::wire::{BeginStep, Broken};
 use crate::secret::sha256;
 use crate::tls::{authorities, blame, certificates, private_key};
 
@@ -87,14 +88,16 @@ fn broken(error: &rustls::Error) -> Broken {
         AlertReceived(
             BadRecordMac | CloseNotify | DecodeError | DecryptError | InternalError | RecordOverflow | UserCanceled,
         ) => Broken::Failed(words),
-        AlertReceived(_) | InvalidCertificate(_) | InvalidMessage(_) | NoApplicationProtocol | PeerIncompatible(_) => {
+        InvalidMessage(_) => Broken::OtherThan(BeginStep::Tls, format!("it does not answer with TLS ({error})")),
+        AlertReceived(_) | InvalidCertificate(_) | NoApplicationProtocol | PeerIncompatible(_) => {
             Broken::Lasting(words)
         }
         _ => Broken::Failed(words),
     }
 }
 
-/// The problem in words, with what to do about it. It stays the same while its cause does, so it has no present time.
+/// The problem in words, with what to do about it, for somebody of whom nothing is known from before. It stays the same while
+/// its cause does, so it has no present time.
 pub(crate) fn in_words(error: &rustls::Error) -> String {
     use rustls::Error::{AlertReceived, InvalidCertificate, InvalidMessage, NoApplicationProtocol};
     let advice = match error {
@@ -220,17 +223,73 @@ impl ServerCertVerifier for Pinned {
     }
 }
 
-/// The likely reason why an upstream does not answer as expected. `worked` tells that it has accepted a connection before.
-pub(super) fn hint(scheme: Scheme, why: &Broken, worked: bool) -> Option<&'static str> {
+/// The likely reason why an upstream does not answer as expected, which fits what has worked there before.
+pub(super) fn hint(scheme: Scheme, why: &Broken, past: Past) -> Option<&'static str> {
+    use Broken::{Closed, Garbled, NotBegun, OtherThan};
     match (scheme, why) {
-        _ if worked => None,
-        (Scheme::Mqtt, Broken::Closed | Broken::Garbled) => {
-            Some("if this port is for TLS, its address begins with mqtts://")
+        (_, NotBegun(..) | OtherThan(..)) if past.has_begun => Some(WORKED),
+        (_, Garbled) if past.has_worked => Some(WORKED),
+        _ if past.has_worked => None,
+        (_, NotBegun(BeginStep::HttpProxy, _)) => Some("is it an HTTP proxy?"),
+        (_, NotBegun(BeginStep::Socks5, _)) => Some("is it a SOCKS5 proxy?"),
+        (Scheme::Mqtts, NotBegun(BeginStep::Tls, _) | OtherThan(BeginStep::Tls, _)) => {
+            Some("if this port is not for TLS, its address begins with mqtt://")
         }
-        (Scheme::Mqtts | Scheme::Wss, Broken::Closed) => {
+        (Scheme::Wss, NotBegun(BeginStep::Tls, _) | OtherThan(BeginStep::Tls, _)) => {
+            Some("if this port is not for TLS, its address begins with ws://")
+        }
+        (Scheme::Mqtt, Closed | Garbled) => Some("if this port is for TLS, its address begins with mqtts://"),
+        (Scheme::Mqtts | Scheme::Wss, Closed) => {
             Some("TLS works; it may be that it does not accept client_id, username, password or the certificate")
         }
-        (Scheme::Ws, Broken::Closed) => Some("it may be that it does not accept client_id, username or password"),
+        (Scheme::Ws, Closed) => Some("it may be that it does not accept client_id, username or password"),
         _ => None,
+    }
+}
+
+/// The hint where it has been different.
+const WORKED: &str = "this has worked before: is it being restarted, or is a balancer without a server in front of it?";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_hint_contradicts_what_has_worked() {
+        let broken = |error: rustls::Error| broken_io(&io::Error::other(error));
+        let not_tls = broken(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType));
+        let closed = |step| Broken::NotBegun(step, "it closed the connection".into());
+        let other = |step| Broken::OtherThan(step, "what it says is not HTTP".into());
+        let never = Past::default();
+        let begun = Past { has_begun: true, has_worked: false };
+        let worked = Past { has_begun: true, has_worked: true };
+        assert!(!not_tls.to_string().contains("mqtt://"), "{not_tls}");
+        for (scheme, why, expected) in [
+            (Scheme::Mqtts, not_tls.clone(), Some("begins with mqtt://")),
+            (Scheme::Mqtts, closed(BeginStep::Tls), Some("begins with mqtt://")),
+            (Scheme::Wss, closed(BeginStep::Tls), Some("begins with ws://")),
+            (Scheme::Wss, not_tls, Some("begins with ws://")),
+            (Scheme::Ws, closed(BeginStep::WebSocket), None),
+            (Scheme::Ws, other(BeginStep::WebSocket), None),
+            (Scheme::Mqtt, closed(BeginStep::HttpProxy), Some("an HTTP proxy?")),
+            (Scheme::Mqtt, closed(BeginStep::Socks5), Some("a SOCKS5 proxy?")),
+            (Scheme::Mqtt, Broken::Closed, Some("begins with mqtts://")),
+            (Scheme::Mqtt, Broken::Garbled, Some("begins with mqtts://")),
+            (Scheme::Mqtts, Broken::Closed, Some("TLS works")),
+        ] {
+            let hints = [never, begun, worked].map(|past| hint(scheme, &why, past));
+            let is_as_expected = match expected {
+                Some(text) => hints[0].is_some_and(|hint| hint.contains(text)),
+                None => hints[0].is_none(),
+            };
+            assert!(is_as_expected, "{why:?}: {hints:?}");
+            let is_before_mqtt = matches!(why, Broken::NotBegun(..) | Broken::OtherThan(..));
+            assert_eq!(hints[1], if is_before_mqtt { Some(WORKED) } else { hints[0] }, "{why:?}");
+            let is_closed = why == Broken::Closed;
+            assert_eq!(hints[2], (!is_closed).then_some(WORKED), "{why:?}");
+        }
+        for why in [Broken::Silent, Broken::Version, Broken::Lasting("its certificate is expired".into())] {
+            assert_eq!(hint(Scheme::Mqtts, &why, worked), None);
+        }
     }
 }

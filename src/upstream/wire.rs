@@ -250,9 +250,12 @@ pub enum Broken {
     /// Its certificate is not valid yet, or this machine's clock is behind.
     #[error("{0}")]
     NotYetValid(String),
-    /// It closed the connection before MQTT began, perhaps because its port is for something else.
-    #[error("{0}")]
-    Abrupt(String),
+    /// It did not get as far as MQTT, perhaps because its port is for something else.
+    #[error("{1}")]
+    NotBegun(BeginStep, String),
+    /// The same, with an answer that the step does not have.
+    #[error("{1}")]
+    OtherThan(BeginStep, String),
 }
 
 impl Broken {
@@ -261,10 +264,24 @@ impl Broken {
         let named = |why: String| format!("{whom}: {why}");
         match self {
             Broken::Lasting(why) => Broken::Lasting(named(why)),
-            Broken::Abrupt(why) => Broken::Abrupt(named(why)),
+            Broken::NotBegun(step, why) => Broken::NotBegun(step, named(why)),
+            Broken::OtherThan(step, why) => Broken::OtherThan(step, named(why)),
             other => Broken::Failed(named(other.to_string())),
         }
     }
+}
+
+/// A step before MQTT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BeginStep {
+    /// The request to an HTTP proxy.
+    HttpProxy,
+    /// The request to a SOCKS5 proxy.
+    Socks5,
+    /// The TLS handshake.
+    Tls,
+    /// The WebSocket handshake.
+    WebSocket,
 }
 
 /// What an upstream closes connections for that is not one message.

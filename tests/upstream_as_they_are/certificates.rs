@@ -1,9 +1,10 @@
 //! Certificates of version 1, as `openssl x509 -req` has long made them: how they are reported, and that they can be pinned.
 
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use base64ct::{Base64, Encoding};
@@ -13,7 +14,8 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-use crate::support::{Mosquitto, free_port, wait_until};
+use crate::line::secured;
+use crate::support::{Mosquitto, free_port, http, wait_until};
 use crate::{ledger, publish, start, upstream};
 
 /// The first element of DER: its tag, its contents, and the bytes behind it.
@@ -127,7 +129,7 @@ fn old_server(certificate: CertificateDer<'static>, key: &rcgen::KeyPair) -> (u1
         for socket in listener.incoming().map_while(Result::ok) {
             let mut stream = StreamOwned::new(ServerConnection::new(config.clone()).unwrap(), socket);
             let mut byte = [0];
-            if std::io::Read::read_exact(&mut stream, &mut byte).is_ok() && said.send(byte[0]).is_err() {
+            if stream.read_exact(&mut byte).is_ok() && said.send(byte[0]).is_err() {
                 return;
             }
         }
@@ -143,4 +145,86 @@ fn it_can_be_pinned_where_only_tls_1_2_is_spoken() {
     let config = upstream(port, &format!("tls = {{ fingerprint = \"sha256:{digits}\" }}"));
     let _gateway = start(&config.replace("mqtt://", "mqtts://"));
     assert_eq!(first.recv_timeout(std::time::Duration::from_secs(120)), Ok(0x10), "CONNECT");
+}
+
+/// What a balancer does with a connection.
+#[derive(Clone, Copy)]
+enum Balanced {
+    /// It goes to the server.
+    Passed,
+    /// It is closed.
+    Closed,
+    /// It gets an answer in HTTP, without TLS.
+    Unavailable,
+}
+
+/// A balancer in front of a server at a port of this machine.
+struct Balancer {
+    port: u16,
+    /// What becomes of new connections, and those that were passed on.
+    now: Arc<Mutex<(Balanced, Vec<TcpStream>)>>,
+}
+
+impl Balancer {
+    fn start(server: u16) -> Balancer {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let now = Arc::new(Mutex::new((Balanced::Passed, Vec::new())));
+        let shared = now.clone();
+        thread::spawn(move || {
+            for mut client in listener.incoming().map_while(Result::ok) {
+                let mut now = shared.lock().unwrap();
+                match now.0 {
+                    Balanced::Passed => {
+                        let server = TcpStream::connect(("127.0.0.1", server)).unwrap();
+                        for (mut from, mut to) in [
+                            (client.try_clone().unwrap(), server.try_clone().unwrap()),
+                            (server, client.try_clone().unwrap()),
+                        ] {
+                            thread::spawn(move || std::io::copy(&mut from, &mut to));
+                        }
+                        now.1.push(client);
+                    }
+                    Balanced::Closed => drop(client.read(&mut [0; 4096])),
+                    Balanced::Unavailable => {
+                        let _ = client.read(&mut [0; 4096]);
+                        let _ = client.write_all(b"HTTP/1.0 503 Service Unavailable\r\n\r\n");
+                    }
+                }
+            }
+        });
+        Balancer { port, now }
+    }
+
+    /// Ends all connections, and treats new ones like this.
+    fn set(&self, how: Balanced) {
+        let mut now = self.now.lock().unwrap();
+        now.0 = how;
+        now.1.drain(..).for_each(|client| drop(client.shutdown(Shutdown::Both)));
+    }
+}
+
+#[test]
+fn after_tls_has_worked_nobody_is_told_that_the_port_is_not_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_server, port) = secured(dir.path(), |_| {});
+    let balancer = Balancer::start(port);
+    let config = upstream(balancer.port, &format!("tls = {{ ca = \"{}/server.crt\" }}", dir.path().display()));
+    let (gateway, port) = start(&config.replace("mqtt://", "mqtts://"));
+    publish(&gateway, "a", &["1"], false);
+    wait_until("it is there", || ledger(port)["acked"] == 1);
+    let shown = |key: &str| http::get(port, "/api/v1/upstreams").json()[0][key].to_string();
+    for (how, expected) in [
+        (Balanced::Closed, "before TLS was agreed on; this has worked before"),
+        (Balanced::Unavailable, "; this has worked before"),
+    ] {
+        balancer.set(how);
+        wait_until(expected, || shown("last_error").contains(expected));
+        balancer.set(Balanced::Passed);
+        wait_until("it works again", || shown("state").contains("connected"));
+    }
+    gateway.wait_for_line("does not answer with TLS");
+    let is_loud = |line: &String| [" ERROR ", " WARN ", "begins with"].iter().any(|word| line.contains(word));
+    let loud: Vec<String> = gateway.log().into_iter().filter(is_loud).collect();
+    assert_eq!(loud, [""; 0]);
 }

@@ -170,7 +170,7 @@ fn web_sockets_lead_to_an_upstream() {
     assert!(has_arrived(&other, "over web"));
     // with another path, the error says what is wrong
     let config = upstream(1, "").replace("mqtt://127.0.0.1:1", &format!("ws://127.0.0.1:{web}/elsewhere"));
-    start(&config).0.wait_for_line("does not speak WebSocket at /elsewhere");
+    start(&config).0.wait_for_line("no WebSocket at /elsewhere");
 }
 
 #[test]

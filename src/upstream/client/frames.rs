@@ -24,7 +24,7 @@ use super::pieces::{PIECE, Pieces};
 use super::stream::UpstreamStream;
 use crate::upstream::settings::UpstreamAddress;
 use crate::upstream::tls;
-use crate::upstream::wire::{Broken, said};
+use crate::upstream::wire::{BeginStep, Broken, said};
 
 /// The largest frame that is sent, in bytes.
 const WRITE: usize = 64 << 10;
@@ -43,7 +43,9 @@ pub(super) async fn upgrade(
     request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("mqtt"));
     let (request, key) = generate_request(request).map_err(failed)?;
     let lost = |error: io::Error| match tls::broken_io(&error) {
-        Broken::Closed => Broken::Abrupt("it closed the connection when asked for WebSocket".into()),
+        Broken::Closed => {
+            Broken::NotBegun(BeginStep::WebSocket, "it closed the connection when asked for WebSocket".into())
+        }
         broken => broken,
     };
     stream.write_all(&request).await.map_err(lost)?;
@@ -77,14 +79,14 @@ fn judge(response: &Response, accept_key: &str, path: &str) -> Result<(), Broken
     let has = |name, token: &str| header(name).split(',').any(|part| part.trim().eq_ignore_ascii_case(token));
     let status = response.status();
     if status != StatusCode::SWITCHING_PROTOCOLS {
-        let problem = format!("it does not speak WebSocket at {path}: HTTP status {status}");
+        let problem = format!("no WebSocket at {path}: HTTP status {status}");
         // request timeout, too early, too many requests, and what is wrong with the server
         let is_passing = matches!(status.as_u16(), 408 | 425 | 429 | 500..);
-        return Err(if is_passing { Broken::Failed(problem) } else { Broken::Lasting(problem) });
+        return Err(if is_passing { Broken::Failed(problem) } else { other_than(problem) });
     }
     let problem = match () {
         () if !(has(UPGRADE, "websocket") && has(CONNECTION, "upgrade")) => {
-            format!("it does not speak WebSocket at {path}: it changes to another protocol")
+            format!("no WebSocket at {path}: it changes to another protocol")
         }
         () if header(SEC_WEBSOCKET_ACCEPT) != accept_key => {
             "WebSocket: Sec-WebSocket-Accept is wrong: does a cache or a proxy answer in its place?".into()
@@ -94,7 +96,11 @@ fn judge(response: &Response, accept_key: &str, path: &str) -> Result<(), Broken
         }
         () => return Ok(()),
     };
-    Err(Broken::Lasting(problem))
+    Err(other_than(problem))
+}
+
+fn other_than(problem: String) -> Broken {
+    Broken::OtherThan(BeginStep::WebSocket, problem)
 }
 
 pub(super) struct ClientFrames {

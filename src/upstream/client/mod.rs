@@ -32,7 +32,7 @@ use self::stream::{Bare, UpstreamStream};
 use super::mark::SessionMark;
 use super::settings::{ProxyScheme, UpstreamAddress, UpstreamSettings};
 use super::wire::{
-    Ack, Broken, Busy, ClientEvent, ConnectOffer, LineProgress, Link, OutMessage, UpstreamClient, Version,
+    Ack, BeginStep, Broken, Busy, ClientEvent, ConnectOffer, LineProgress, Link, OutMessage, UpstreamClient, Version,
 };
 use super::{password, tls};
 use crate::message::{Qos, TopicFilter};
@@ -166,8 +166,9 @@ impl UpstreamClient for RemoteClient {
 
 /// Whether another address of the same name may work although this one does not.
 fn is_of_peer(broken: &Broken) -> bool {
-    use Broken::{Abrupt, Closed, Failed, Garbled, Lasting, NotYetValid, Silent};
-    matches!(broken, Silent | Closed | Abrupt(_) | Failed(_) | Lasting(_) | NotYetValid(_) | Garbled)
+    use Broken::{Closed, Failed, Garbled, Lasting, NotBegun, NotYetValid, OtherThan, Silent};
+    let has_no_way = matches!(broken, NotBegun(..) | OtherThan(..));
+    has_no_way || matches!(broken, Silent | Closed | Failed(_) | Lasting(_) | NotYetValid(_) | Garbled)
 }
 
 /// The addresses of a name that have led nowhere, or to a broken upstream. The others are tried.
@@ -221,7 +222,8 @@ async fn attempt(
     let patience = end.saturating_duration_since(Instant::now()).max(settings.connect_timeout / 4);
     let link = timeout(patience, connection.open(settings, offer.will, password)).await;
     // a server that is killed closes its connections, so this is no answer
-    if matches!(link, Ok(Err(Broken::Failed(_) | Broken::Lasting(_) | Broken::Closed))) && !connection.was_heard() {
+    use Broken::{Closed, Failed, Lasting, OtherThan};
+    if matches!(link, Ok(Err(Failed(_) | Lasting(_) | OtherThan(..) | Closed))) && !connection.was_heard() {
         mark.is_unanswered();
     }
     let link = link.map_err(|_| (Broken::Silent, peer))?.map_err(|broken| (broken, peer))?;
@@ -309,8 +311,6 @@ async fn open(
 struct Secure {
     connector: TlsConnector,
     name: ServerName<'static>,
-    /// The scheme of addresses without TLS, for messages.
-    plain: &'static str,
 }
 
 impl Secure {
@@ -320,20 +320,17 @@ impl Secure {
         let is_web_socket = address.scheme.is_web_socket();
         let config = tokio::task::spawn_blocking(move || tls::client_config(&files, is_web_socket)).await;
         let config = config.map_err(|error| Broken::Failed(error.to_string()))?.map_err(Broken::Unprepared)?;
-        let plain = if is_web_socket { "ws" } else { "mqtt" };
         match ServerName::try_from(name.clone()) {
-            Ok(name) => Ok(Secure { connector: TlsConnector::from(config), name, plain }),
+            Ok(name) => Ok(Secure { connector: TlsConnector::from(config), name }),
             Err(_) => Err(Broken::Lasting(format!("{name} is no name for TLS"))),
         }
     }
 
     async fn connect(self, tcp: TcpStream) -> Result<tokio_rustls::client::TlsStream<TcpStream>, Broken> {
         self.connector.connect(self.name, tcp).await.map_err(|error| match tls::broken_io(&error) {
-            Broken::Closed => Broken::Abrupt(format!(
-                "it closed the connection before TLS was agreed on; if this port is not for TLS, its address begins with \
-                 {}://",
-                self.plain
-            )),
+            Broken::Closed => {
+                Broken::NotBegun(BeginStep::Tls, "it closed the connection before TLS was agreed on".into())
+            }
             broken => broken,
         })
     }

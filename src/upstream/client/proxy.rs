@@ -7,7 +7,7 @@ use base64ct::{Base64, Encoding};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::upstream::settings::Proxy;
-use crate::upstream::wire::Broken;
+use crate::upstream::wire::{BeginStep, Broken};
 
 /// The most bytes of a proxy's answer that are read.
 const MOST: usize = 8 << 10;
@@ -19,7 +19,6 @@ const CONNECT: u8 = 1;
 const SOCKS_V4: u8 = 1;
 const SOCKS_NAME: u8 = 3;
 const SOCKS_V6: u8 = 4;
-const NOT_SOCKS: &str = "what it says is not SOCKS5";
 
 /// Asks an HTTP proxy for a tunnel.
 pub async fn http(
@@ -41,7 +40,7 @@ pub async fn http(
             return Err(Broken::Lasting("its answer has no end".into()));
         }
         // the bytes after the answer belong to the upstream
-        let closed = |_| Broken::Abrupt("it closed the connection; is it an HTTP proxy?".into());
+        let closed = |_| Broken::NotBegun(BeginStep::HttpProxy, "it closed the connection".into());
         answer.push(stream.read_u8().await.map_err(closed)?);
         // a single LF ends a line too [RFC 9112 section 2.2]
         if !(answer.ends_with(b"\n\r\n") || answer.ends_with(b"\n\n")) {
@@ -63,7 +62,7 @@ pub async fn http(
             // of the others some tell that the upstream cannot be reached, which is no fault of the proxy
             Err(if status == "403" { Broken::Lasting(why) } else { Broken::Failed(why) })
         }
-        None => Err(Broken::Lasting("what it says is not HTTP".into())),
+        None => Err(Broken::OtherThan(BeginStep::HttpProxy, "what it says is not HTTP".into())),
     }
 }
 
@@ -92,7 +91,7 @@ pub async fn socks5(
             return lasting("it wants a user name and password: proxy = \"socks5://USER:PASSWORD@HOST:PORT\"");
         }
         ([SOCKS, _], Some(_)) => return lasting("it does not take a user name and password"),
-        _ => return lasting(NOT_SOCKS),
+        _ => return Err(not_socks()),
     }
     stream.write_all(&socks5_request(host, port)?).await.map_err(socks_closed)?;
     let mut answer = [0; 4];
@@ -105,7 +104,7 @@ pub async fn socks5(
         SOCKS_V4 => 4,
         SOCKS_V6 => 16,
         SOCKS_NAME => usize::from(stream.read_u8().await.map_err(socks_closed)?),
-        _ => return lasting(NOT_SOCKS),
+        _ => return Err(not_socks()),
     };
     let mut rest = vec![0; bound + 2];
     stream.read_exact(&mut rest).await.map_err(socks_closed)?;
@@ -113,7 +112,11 @@ pub async fn socks5(
 }
 
 fn socks_closed(_: io::Error) -> Broken {
-    Broken::Abrupt("it closed the connection; is it a SOCKS5 proxy?".into())
+    Broken::NotBegun(BeginStep::Socks5, "it closed the connection".into())
+}
+
+fn not_socks() -> Broken {
+    Broken::OtherThan(BeginStep::Socks5, "what it says is not SOCKS5".into())
 }
 
 fn lasting<T>(why: &str) -> Result<T, Broken> {
@@ -249,8 +252,8 @@ mod tests {
             (vec![(3, &[5, 0xff][..])], Broken::Lasting as Kind, "wants a user name"),
             (vec![(3, &[5, 0][..]), (8, &rules)], Broken::Lasting, "rules do not allow"),
             (vec![(3, &[5, 0][..]), (8, &unreachable)], Broken::Failed, "connection refused"),
-            (vec![(3, &b"HTTP/1.1 400"[..])], Broken::Lasting, "not SOCKS5"),
-            (vec![(3, &[][..])], Broken::Abrupt, "closed the connection"),
+            (vec![(3, &b"HTTP/1.1 400"[..])], |why| Broken::OtherThan(BeginStep::Socks5, why), "not SOCKS5"),
+            (vec![(3, &[][..])], |why| Broken::NotBegun(BeginStep::Socks5, why), "closed the connection"),
         ] {
             let error = ask("socks5://p", "h", &answers).await.1.unwrap_err();
             assert!(error.to_string().contains(expected), "{error}");

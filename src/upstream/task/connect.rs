@@ -111,7 +111,7 @@ impl<C: UpstreamClient> Upstream<C> {
                 }
                 Err(why) => why,
             };
-            let hint = tls::hint(address.scheme, &why, self.approach.worked(self.address));
+            let hint = tls::hint(address.scheme, &why, self.approach.past(self.address));
             let next = self.approach.failed(&settings, self.address, offer, &why);
             let shown = match hint {
                 Some(hint) => format!("{why}; {hint}"),
@@ -256,7 +256,7 @@ impl<C: UpstreamClient> Upstream<C> {
         let loudness = self.troubles.failed(FailedAttempt {
             address,
             why,
-            worked: self.approach.worked(self.address),
+            past: self.approach.past(self.address),
             is_clock_set: self.clock.is_synchronised(),
             attempts,
             now: self.clock.boot_ms(),

@@ -11,6 +11,9 @@ use crate::upstream::wire::{Broken, UpstreamClient};
 /// The prefix of the names of these parts.
 pub(crate) const PART: &str = "upstream ";
 
+/// The remedy for what needs no person.
+const UNTIL_IT_WORKS: &str = "messages wait, and it is tried again until it works";
+
 impl<C: UpstreamClient> Upstream<C> {
     /// Reports to this health from now on. The events are in the log already.
     pub(crate) fn report_to(mut self, health: Health) -> Self {
@@ -26,13 +29,16 @@ impl<C: UpstreamClient> Upstream<C> {
                 "make it accept us: username, password, client_id, certificate and protocol are what it looks at; \
                  messages wait, and it is tried again"
             }
-            Broken::Lasting(_) => "change that here or there; messages wait, and it is tried again",
+            Broken::OtherThan(..) if self.approach.past(self.address).has_begun => UNTIL_IT_WORKS,
+            Broken::Lasting(_) | Broken::OtherThan(..) => {
+                "change that here or there; messages wait, and it is tried again"
+            }
             Broken::NotYetValid(_) => {
                 "see that this machine's clock is set over the network; messages wait, and it is tried again"
             }
             Broken::SentAway(_) => "it is tried again after a long pause, and messages wait",
             Broken::TakenOver => "give each gateway a client_id of its own; it is tried again, and messages wait",
-            _ => "messages wait, and it is tried again until it works",
+            _ => UNTIL_IT_WORKS,
         };
         let fault = Fault::new(format!("{}: {shown}", self.shown.address), remedy);
         self.health.set(&format!("{PART}{}", self.name), Some(&fault));

@@ -3,7 +3,7 @@
 //!
 //! - What cannot go away by itself, such as a certificate that is not trusted, is an error at its first occurrence.
 //! - What may go away or not, such as a port that closes every connection, is a warning when it has happened several times
-//!   in a row.
+//!   in a row; so is an answer that is not what the address has spoken before.
 //! - What is only a trouble of the line, such as a refused connection or a timeout, is never more than information.
 //!
 //! Each cause is told once until a connection was accepted. If another one was told in between, it is told again, but not
@@ -11,13 +11,14 @@
 
 use std::time::Duration;
 
+use crate::upstream::approach::Past;
 use crate::upstream::wire::Broken;
 
 /// The number of times in a row after which a doubtful trouble is told.
 const TIMES: u32 = 5;
-/// The same for a certificate that is not valid yet while the clock has not been set since boot. With the usual pauses these
-/// are a few minutes, in which a network comes up and the clock is set.
-const TIMES_UNSET: u32 = 10;
+/// The same for what some minutes may change. With the usual pauses these are a few minutes, in which a network comes up, a
+/// clock is set, or the servers behind a balancer are started again.
+const TIMES_SLOW: u32 = 10;
 /// A cause that alternates with others is not told again within this time, in milliseconds.
 const AGAIN_MS: u64 = 3_600_000;
 /// The most causes that are told for one address until a connection was accepted, and the most reasons that are logged as
@@ -77,8 +78,7 @@ impl TroubleRow {
 pub(super) struct FailedAttempt<'a> {
     pub(super) address: &'a str,
     pub(super) why: &'a Broken,
-    /// Whether the address has accepted a connection before.
-    pub(super) worked: bool,
+    pub(super) past: Past,
     pub(super) is_clock_set: bool,
     /// The number of failed attempts since the last connection.
     pub(super) attempts: u64,
@@ -93,12 +93,16 @@ impl FailedAttempt<'_> {
             | Broken::Version
             | Broken::Refused(..)
             | Broken::SentAway(_)
-            | Broken::Garbled
             | Broken::Lasting(_) => Nature::Lasting,
+            // what has worked before is probably behind a balancer without a server
+            Broken::OtherThan(..) if self.past.has_begun => Nature::Doubtful(TIMES_SLOW),
+            Broken::Garbled if self.past.has_worked => Nature::Doubtful(TIMES_SLOW),
+            Broken::OtherThan(..) | Broken::Garbled => Nature::Lasting,
             Broken::NotYetValid(_) if self.is_clock_set => Nature::Lasting,
-            Broken::NotYetValid(_) => Nature::Doubtful(TIMES_UNSET),
+            Broken::NotYetValid(_) => Nature::Doubtful(TIMES_SLOW),
             // an upstream that has worked is probably being restarted
-            Broken::Closed | Broken::Abrupt(_) if !self.worked => Nature::Doubtful(TIMES),
+            Broken::Closed if !self.past.has_worked => Nature::Doubtful(TIMES),
+            Broken::NotBegun(..) if !self.past.has_begun => Nature::Doubtful(TIMES),
             _ => Nature::Passing,
         }
     }
@@ -152,7 +156,8 @@ impl Troubles {
     /// Records the end of a connection that the upstream had accepted. Returns whether that is to be told as a warning.
     pub(super) fn ended(&mut self, address: &str, why: &Broken, lasted: Duration) -> bool {
         // the other reasons are judged by what was sent and by who else connects
-        let is_judged = matches!(why, Broken::Failed(_) | Broken::Lasting(_) | Broken::Garbled);
+        use Broken::{Failed, Garbled, Lasting, OtherThan};
+        let is_judged = matches!(why, Failed(_) | Lasting(_) | OtherThan(..) | Garbled);
         if !is_judged || lasted >= SOON {
             self.ends = TroubleRow::default();
             return false;
@@ -194,13 +199,15 @@ impl Troubles {
 mod tests {
     use super::Loudness::{Debug, Error, Info, Warning};
     use super::*;
+    use crate::upstream::wire::BeginStep;
 
     /// What is logged of these attempts at one address, a second apart.
     fn logged(troubles: &mut Troubles, worked: bool, is_clock_set: bool, attempts: &[Broken]) -> Vec<Loudness> {
         let failed = |(number, why): (usize, &Broken)| {
             let attempts = number as u64 + 1;
             let now = attempts * 1000;
-            troubles.failed(FailedAttempt { address: "mqtts://h", why, worked, is_clock_set, attempts, now })
+            let past = Past { has_begun: worked, has_worked: worked };
+            troubles.failed(FailedAttempt { address: "mqtts://h", why, past, is_clock_set, attempts, now })
         };
         attempts.iter().enumerate().map(failed).collect()
     }
@@ -232,8 +239,8 @@ mod tests {
         let levels = logged(&mut troubles, false, true, &[a(), line(), a(), b(), b(), a(), b()]);
         assert_eq!(levels, [Error, Info, Debug, Error, Debug, Debug, Debug], "they alternate");
         let why = lasting("a");
-        let failure =
-            |address, now| FailedAttempt { address, why: &why, worked: true, is_clock_set: true, attempts: 9, now };
+        let past = Past { has_begun: true, has_worked: true };
+        let failure = |address, now| FailedAttempt { address, why: &why, past, is_clock_set: true, attempts: 9, now };
         assert_eq!(troubles.failed(failure("mqtts://h", AGAIN_MS)), Debug);
         assert_eq!(troubles.failed(failure("mqtts://h", AGAIN_MS + 1000)), Error, "after an hour");
         assert_eq!(troubles.failed(failure("mqtts://i", 9)), Error, "another address");
@@ -248,9 +255,21 @@ mod tests {
     }
 
     #[test]
+    fn what_has_been_different_before_is_no_error_and_a_warning_only_after_minutes() {
+        let other = |step| Broken::OtherThan(step, "something else".into());
+        for why in [other(BeginStep::Tls), other(BeginStep::WebSocket), Broken::Garbled] {
+            let levels = logged(&mut Troubles::default(), true, true, &vec![why.clone(); 20]);
+            assert_eq!(levels.iter().position(|level| *level == Warning), Some(9), "{why:?}");
+            assert!(!levels.contains(&Error), "{why:?}");
+            let levels = logged(&mut Troubles::default(), false, true, &vec![why; 2]);
+            assert_eq!(levels[0], Error, "it has never worked");
+        }
+    }
+
+    #[test]
     fn what_may_go_away_is_a_warning_when_it_does_not() {
-        let abrupt = || Broken::Abrupt("it closed the connection before TLS was agreed on".into());
-        for why in [Broken::Closed, abrupt()] {
+        let abrupt = Broken::NotBegun(BeginStep::Tls, "it closed the connection before TLS was agreed on".into());
+        for why in [Broken::Closed, abrupt] {
             let mut troubles = Troubles::default();
             let levels = logged(&mut troubles, false, true, &vec![why.clone(); 8]);
             assert_eq!(levels, [Info, Info, Debug, Info, Warning, Debug, Debug, Info], "{why:?}");
