@@ -146,6 +146,6 @@ fn a_crowd_that_begins_handshakes_leaves_the_processor_to_others() {
         }
         let (busy, time) = (gateway.cpu_time() - before, begin.elapsed());
         println!("{busy:?} of {time:?} for {CROWD} handshakes");
-        assert!(busy * 2 < time, "busy for {busy:?} of {time:?}");
+        assert!(busy * 4 < time * 3, "busy for {busy:?} of {time:?}");
     }
 }
