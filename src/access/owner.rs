@@ -32,6 +32,8 @@ const UPSTREAM: &str = "upstream/";
 const SECOND: &str = "/2";
 /// Suffix of the name under which messages wait that no rule of their upstream matches any more.
 pub(crate) const SHELF: &str = "/no-rule";
+/// Suffix of the name under which messages wait whose topic their upstream does not take.
+pub(crate) const DENIED: &str = "/denied";
 
 /// The name under which messages wait for an upstream.
 pub(crate) fn upstream_consumer(upstream: &str) -> String {
@@ -48,6 +50,11 @@ pub(crate) fn shelf_consumer(upstream: &str) -> String {
     format!("{UPSTREAM}{upstream}{SHELF}")
 }
 
+/// The name under which messages wait whose topic their upstream does not take.
+pub(crate) fn denied_consumer(upstream: &str) -> String {
+    format!("{UPSTREAM}{upstream}{DENIED}")
+}
+
 impl ConsumerOwner<'_> {
     /// Takes the owner from a consumer's lasting name.
     pub(crate) fn of(name: &str) -> ConsumerOwner<'_> {
@@ -57,7 +64,8 @@ impl ConsumerOwner<'_> {
         }
         match (name.strip_prefix(UPSTREAM), name.strip_prefix("session/")) {
             (Some(upstream), _) => {
-                let shorter = upstream.strip_suffix(SECOND).or(upstream.strip_suffix(SHELF));
+                let mut suffixes = [SECOND, SHELF, DENIED].into_iter();
+                let shorter = suffixes.find_map(|suffix| upstream.strip_suffix(suffix));
                 ConsumerOwner::Upstream(shorter.unwrap_or(upstream))
             }
             (_, Some(session)) => ConsumerOwner::Session(SessionName::of(session)),
@@ -101,6 +109,7 @@ mod tests {
             ("upstream/home", "upstream home"),
             ("upstream/home/2", "upstream home"),
             ("upstream/home/no-rule", "upstream home"),
+            ("upstream/home/denied", "upstream home"),
             ("session/upstream/2", "the session of client upstream/2"),
             ("share/u/g/a/#", "the shared subscription g/a/#"),
             ("", "a consumer whose name was lost"),

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::{CliError, OUTPUT, print};
-use crate::access::owner::{ConsumerOwner, SHELF, shelf_consumer};
+use crate::access::owner::{ConsumerOwner, DENIED, SHELF, denied_consumer, shelf_consumer};
 use crate::app::data_dir::obstacle as obstacle_to;
 use crate::config::{self, ConfigProblem};
 use crate::import::kind_of_file;
@@ -124,12 +124,15 @@ fn orphans(settings: &config::Settings) -> Vec<FileFinding> {
     let consumers = waiting(dir).unwrap_or_default();
     let mut unknown: BTreeMap<&str, u64> = BTreeMap::new();
     let mut shelved: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut denied: BTreeMap<&str, u64> = BTreeMap::new();
     for (consumer, messages) in consumers.iter().filter(|(_, messages)| *messages > 0) {
         let ConsumerOwner::Upstream(name) = ConsumerOwner::of(consumer) else { continue };
         if !settings.upstreams.iter().any(|upstream| upstream.name == name) {
             *unknown.entry(name).or_default() += messages;
         } else if **consumer == *shelf_consumer(name) {
             *shelved.entry(name).or_default() += messages;
+        } else if **consumer == *denied_consumer(name) {
+            *denied.entry(name).or_default() += messages;
         }
     }
     let finding = |why: String, discard: String| {
@@ -148,7 +151,11 @@ fn orphans(settings: &config::Settings) -> Vec<FileFinding> {
         let why = format!("{messages} messages wait for upstream {name}, and none of its rules matched them");
         finding(why, format!("{name}{SHELF}"))
     });
-    unknown.chain(shelved).collect()
+    let denied = denied.into_iter().map(|(name, messages)| {
+        let why = format!("{messages} messages wait for upstream {name}, which did not take their topics");
+        finding(why, format!("{name}{DENIED}"))
+    });
+    unknown.chain(shelved).chain(denied).collect()
 }
 
 fn show(report: &CheckReport) -> Result<(), CliError> {

@@ -52,6 +52,8 @@ pub struct UpstreamSnapshot {
     pub ledger: Ledger,
     /// The number of messages that are sent and not settled.
     pub(crate) in_flight: usize,
+    /// The number of topics that the upstream does not take: it closes the connection at each of their messages, which wait.
+    pub(crate) denied_topics: usize,
     /// The number of bytes that wait for the upstream.
     pub(crate) backlog_bytes: usize,
     /// When the oldest waiting message arrived, in milliseconds of the boot clock.

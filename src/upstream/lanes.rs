@@ -13,7 +13,7 @@ use std::future::pending;
 
 use super::settings::Order;
 use super::wire::Role;
-use crate::access::owner::{second_consumer, shelf_consumer, upstream_consumer};
+use crate::access::owner::{denied_consumer, second_consumer, shelf_consumer, upstream_consumer};
 use crate::journal::{Backlog, ConsumerId, Delivery, Journal, Limits, Outcome, Position, Reader};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -111,7 +111,8 @@ impl Lanes {
 #[derive(Clone, Debug)]
 pub(crate) struct Consumers {
     journal: Journal,
-    shelf: String,
+    upstream: String,
+    limits: Limits,
     ids: [Option<ConsumerId>; 2],
 }
 
@@ -121,15 +122,24 @@ impl Consumers {
         let known = journal.consumers();
         let ids = Lane::ALL.map(|lane| {
             let name = lane.consumer(upstream);
-            // what lies on the shelf goes to the second one when it comes back
+            // what lies on a shelf goes to the second one when it comes back
             let is_known = |name: &str| known.iter().any(|(known, ..)| **known == *name);
             let is_needed = lane == Lane::First
                 || order == Order::LiveFirst
                 || is_known(&name)
-                || is_known(&shelf_consumer(upstream));
+                || is_known(&shelf_consumer(upstream))
+                || is_known(&denied_consumer(upstream));
             is_needed.then(|| journal.register(&name, limits))
         });
-        Consumers { journal: journal.clone(), shelf: shelf_consumer(upstream), ids }
+        Consumers { journal: journal.clone(), upstream: upstream.to_owned(), limits, ids }
+    }
+
+    /// Registers the second lane if it does not exist. Returns whether that is new.
+    pub(crate) fn add_second(&mut self) -> bool {
+        let id = &mut self.ids[Lane::Second.index()];
+        let is_new = id.is_none();
+        id.get_or_insert_with(|| self.journal.register(&second_consumer(&self.upstream), self.limits));
+        is_new
     }
 
     /// The consumer of a lane. If there is only one lane, it is that one's.
@@ -153,14 +163,23 @@ impl Consumers {
         lanes.fold(Backlog::default(), |sum, lane| sum.plus(&lane))
     }
 
-    /// The same together with what fits no rule any more.
+    /// The same together with what lies on the shelves.
     pub(crate) fn all_backlog(&self) -> Backlog {
-        self.backlog().plus(&self.journal.backlog_of(&self.shelf).unwrap_or_default())
+        // the second lane may have been added since this was made
+        let second = second_consumer(&self.upstream);
+        let second = self.ids[Lane::Second.index()].is_none().then_some(second);
+        let others = second.into_iter().chain([shelf_consumer(&self.upstream), denied_consumer(&self.upstream)]);
+        others.fold(self.backlog(), |sum, name| sum.plus(&self.journal.backlog_of(&name).unwrap_or_default()))
     }
 
     /// Readers of both lanes, each from its oldest unsettled message on.
     pub(crate) fn readers(&self) -> Readers {
         Readers { readers: self.ids.map(|id| id.map(|id| self.journal.reader(id))) }
+    }
+
+    /// A reader of the second lane.
+    fn second_reader(&self) -> Option<Reader> {
+        self.ids[Lane::Second.index()].map(|id| self.journal.reader(id))
     }
 }
 
@@ -171,6 +190,11 @@ pub(crate) struct Readers {
 }
 
 impl Readers {
+    /// Reads the second lane too, which was added.
+    pub(crate) fn add_second(&mut self, consumers: &Consumers) {
+        self.readers[Lane::Second.index()] = consumers.second_reader();
+    }
+
     /// The next message of a lane that is in memory. `room` is the number of messages that may be sent.
     pub(crate) fn next_of(&mut self, lane: Lane, room: usize) -> Option<Delivery> {
         self.readers[lane.index()].as_mut()?.next_of(room)

@@ -140,6 +140,11 @@ impl UpstreamRules {
         places.map(|mapping| mapping.place.to_string()).collect::<Vec<_>>().join(", ")
     }
 
+    /// The place in the configuration of the rule for a message that was published here.
+    pub(crate) fn place_of_out(&self, topic: &str) -> String {
+        first(&self.out, topic).map(|(_, mapping)| mapping.place.to_string()).unwrap_or_default()
+    }
+
     /// The filters of the messages that must be kept for this upstream.
     pub(crate) fn local_filters(&self) -> Vec<TopicFilter> {
         let mut filters: Vec<_> = self.out.iter().map(|mapping| mapping.filter.clone()).collect();

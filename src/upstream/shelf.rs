@@ -1,17 +1,21 @@
-//! Keeps what waited and fits no rule any more.
+//! Keeps what waited and fits no rule any more, and what waits because the upstream does not take its topic.
 //!
 //! A changed rule may be a mistake, so messages that wait and that no rule matches are not dropped: they go to a consumer of
 //! their own in the journal, the shelf, which is the first to give way when the journal is full. When rules are applied, the
 //! shelf is looked through, and what they match goes back to a lane whose messages are sent before new ones. Messages are moved as
 //! one that is put off is: written once more and settled in the old place, so a crash in between may double them.
+//!
+//! Messages whose topic an upstream denies ([`super::session`]) go to a second shelf. They come back when the session says so. The
+//! oldest of them gives way when a limit is reached, also with `when_full = "refuse"`, because they must not keep out messages
+//! that the upstream takes.
 
 use std::collections::VecDeque;
 use std::future::pending;
 
 use tracing::{info, warn};
 
-use crate::access::owner::{SHELF, shelf_consumer};
-use crate::journal::{Backlog, ConsumerId, Delivery, Full, Journal, Limits, Outcome, Reader};
+use crate::access::owner::{SHELF, denied_consumer, shelf_consumer};
+use crate::journal::{Backlog, ConsumerId, Delivery, Full, Journal, Limits, Outcome, Reader, WhenFull};
 use crate::message::{Message, TopicFilter};
 
 /// The number of messages that are looked at before other work gets a turn.
@@ -23,14 +27,18 @@ const HELD: usize = 1000;
 /// connection.
 pub(super) const PREFIX: &str = "\0shelf/";
 
-/// The shelf of one upstream.
+/// One shelf of one upstream.
 #[derive(Debug)]
 pub(super) struct Shelf {
     journal: Journal,
     upstream: String,
+    /// The name of its consumer in the journal.
+    consumer: String,
     limits: Limits,
     id: Option<ConsumerId>,
     look: Option<ShelfLook>,
+    /// Whether the last look has seen everything.
+    is_done: bool,
     is_said: bool,
 }
 
@@ -38,7 +46,8 @@ pub(super) struct Shelf {
 #[derive(Debug)]
 struct ShelfLook {
     reader: Reader,
-    filters: String,
+    /// The filters with which it is looked through, if there are such.
+    filters: Option<String>,
     /// The number of messages that have not been looked at.
     left: usize,
     /// Those without a rule.
@@ -65,12 +74,23 @@ impl ShelfLook {
 }
 
 impl Shelf {
-    /// The shelf of this upstream.
+    /// The shelf of this upstream for what fits no rule.
     pub(super) fn new(journal: &Journal, upstream: &str, limits: Limits) -> Shelf {
+        Shelf::named(journal, upstream, shelf_consumer(upstream), limits)
+    }
+
+    /// The shelf of this upstream for denied topics.
+    pub(super) fn of_denied(journal: &Journal, upstream: &str, limits: Limits) -> Shelf {
+        let limits = Limits { when_full: WhenFull::DropOldest, ..limits };
+        Shelf::named(journal, upstream, denied_consumer(upstream), limits)
+    }
+
+    fn named(journal: &Journal, upstream: &str, consumer: String, limits: Limits) -> Shelf {
         let (journal, upstream) = (journal.clone(), upstream.to_owned());
-        let mut shelf = Shelf { journal, upstream, limits, id: None, look: None, is_said: false };
-        let name = shelf_consumer(&shelf.upstream);
-        if shelf.journal.consumers().iter().any(|(known, ..)| **known == *name) {
+        let is_known = journal.consumers().iter().any(|(known, ..)| **known == *consumer);
+        let mut shelf =
+            Shelf { journal, upstream, consumer, limits, id: None, look: None, is_done: false, is_said: false };
+        if is_known {
             shelf.register();
         }
         shelf
@@ -78,7 +98,7 @@ impl Shelf {
 
     fn register(&mut self) -> ConsumerId {
         *self.id.get_or_insert_with(|| {
-            let id = self.journal.register(&shelf_consumer(&self.upstream), self.limits);
+            let id = self.journal.register(&self.consumer, self.limits);
             self.journal.orphan(id);
             id
         })
@@ -91,7 +111,12 @@ impl Shelf {
     /// Puts a message onto the shelf.
     pub(super) fn put(&mut self, message: &Message) -> Result<(), Full> {
         let id = self.register();
-        self.journal.append(message, &[id])?;
+        self.journal.append(message, &[id]).map(drop)
+    }
+
+    /// Puts a message onto the shelf that fits no rule any more.
+    pub(super) fn put_unmeant(&mut self, message: &Message) -> Result<(), Full> {
+        self.put(message)?;
         if !std::mem::replace(&mut self.is_said, true) {
             // what was looked through before does not contain it
             let _ = self.journal.keep(&self.record(), None, false);
@@ -119,14 +144,33 @@ impl Shelf {
         let (filters, left) = (filters.join("\n"), self.backlog().messages);
         let last = self.journal.kept(&self.record()).into_iter().next();
         if let Some(id) = self.id.filter(|_| left > 0 && last.is_none_or(|(_, last)| last != filters)) {
-            let reader = self.journal.reader(id);
-            self.look = Some(ShelfLook { reader, filters, left, held: VecDeque::new(), moved: 0, is_turning: false });
+            self.begin_look(id, left, Some(filters));
         }
+    }
+
+    /// Begins to look at all messages. Returns whether there are any.
+    pub(super) fn look_at_all(&mut self) -> bool {
+        let left = self.backlog().messages;
+        if let Some(id) = self.id.filter(|_| left > 0) {
+            self.begin_look(id, left, None);
+        }
+        self.is_looking()
+    }
+
+    fn begin_look(&mut self, id: ConsumerId, left: usize, filters: Option<String>) {
+        self.is_done = false;
+        let (reader, held) = (self.journal.reader(id), VecDeque::new());
+        self.look = Some(ShelfLook { reader, filters, left, held, moved: 0, is_turning: false });
     }
 
     /// Whether the shelf is being looked through. New messages wait for that.
     pub(super) fn is_looking(&self) -> bool {
         self.look.is_some()
+    }
+
+    /// Whether the last look has seen everything.
+    pub(super) fn is_done(&self) -> bool {
+        self.is_done
     }
 
     /// Waits until there is more to look at. Safe to cancel.
@@ -138,7 +182,7 @@ impl Shelf {
     }
 
     /// Looks at the next messages, and moves those that fit to this consumer. Returns whether there are more in memory.
-    pub(super) fn take_back(&mut self, fits: impl Fn(&str) -> bool, to: ConsumerId) -> bool {
+    pub(super) fn take_back(&mut self, mut fits: impl FnMut(&str) -> bool, to: ConsumerId) -> bool {
         let (Some(look), Some(shelf)) = (&mut self.look, self.id) else { return false };
         for _ in 0..AT_ONCE {
             // limits may have dropped some meanwhile
@@ -172,9 +216,11 @@ impl Shelf {
 
     fn ended(&mut self) {
         let Some(mut look) = self.look.take() else { return };
+        self.is_done = true;
         while look.is_turning && !look.held.is_empty() && self.id.is_some_and(|id| look.move_held(&self.journal, id)) {}
+        let Some(filters) = look.filters else { return };
         // if this cannot be written, the shelf is looked through once more
-        let _ = self.journal.keep(&self.record(), Some(look.filters.as_bytes()), false);
+        let _ = self.journal.keep(&self.record(), Some(filters.as_bytes()), false);
         if look.moved > 0 {
             let (upstream, messages) = (&self.upstream, look.moved);
             info!(
@@ -216,7 +262,7 @@ mod tests {
         let count = 5 * HELD;
         for number in 0..count {
             let topic = if number % 5 == 4 { "attic" } else { "loft" };
-            shelf.put(&Message::new(&Draft::new(topic, number.to_string().as_bytes()))).unwrap();
+            shelf.put_unmeant(&Message::new(&Draft::new(topic, number.to_string().as_bytes()))).unwrap();
         }
         // as after a restart
         drop(shelf);
@@ -240,7 +286,7 @@ mod tests {
             };
             assert_eq!(delivery.message.view().payload(), number.to_string().as_bytes());
         }
-        shelf.put(&Message::new(&Draft::new("loft", b""))).unwrap();
+        shelf.put_unmeant(&Message::new(&Draft::new("loft", b""))).unwrap();
         shelf.look(&filters(&["#"]));
         assert!(shelf.is_looking(), "it was not there when these filters were looked with");
     }

@@ -16,6 +16,7 @@ mod names;
 mod orphans;
 mod outage;
 mod played;
+mod policies;
 mod quotas;
 mod sessions;
 mod strangers;

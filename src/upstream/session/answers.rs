@@ -3,6 +3,7 @@
 use tracing::{debug, info, warn};
 
 use super::exact::IN_USE;
+use super::put_off::hash;
 use super::{
     FIRST_PAUSE_MS, LONGEST_PAUSE_MS, Pause, RETAIN_NOT_SUPPORTED, SentMessage, SessionAction, TRANSIENT,
     UpstreamSession,
@@ -93,7 +94,8 @@ impl UpstreamSession {
         if message.is_exact {
             self.suspicion.arrived_exactly();
         }
-        if self.suspicion.acked(source.lane, source.position, now) {
+        let topic = || hash(source.message.view().topic());
+        if self.suspicion.acked((source.lane, source.position), topic, now) {
             if self.suspicion.doubts_exact() {
                 self.refuse_exact("it closes the connection when it gets it");
             }

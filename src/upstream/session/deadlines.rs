@@ -51,6 +51,7 @@ impl UpstreamSession {
         }
         self.throttle.time(now);
         self.put_off.time(now);
+        self.denied.time(now);
         let mut actions = Vec::new();
         self.opening_time(now, &mut actions);
         if self.link.is_some() {

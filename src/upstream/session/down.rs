@@ -91,6 +91,7 @@ impl UpstreamSession {
         let before: Vec<_> = before.into_iter().filter(|(filter, _)| !self.opening.has_left_out(filter)).collect();
         self.opening.forget();
         self.learned.forget();
+        self.try_denied();
         self.forget_granted();
         (self.retain_refused, self.exact_refused) = (false, false);
         let mut actions = Vec::new();

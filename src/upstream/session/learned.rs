@@ -45,5 +45,6 @@ impl UpstreamSession {
             opening: std::mem::replace(&mut self.opening, known.opening),
         };
         self.learned.others.push((before, there));
+        self.try_denied();
     }
 }

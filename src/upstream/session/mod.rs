@@ -21,6 +21,9 @@
 //! packets before any message ([`opening`]), then the retain flag, then single messages. A message is set aside only if
 //! others are acknowledged ([`suspect`]). Failures of the network do not count. No more than `rate` is sent.
 //!
+//! **Denied.** If the upstream closes the connection at every message of a topic, the messages of this topic wait, and one of
+//! them is tried now and then ([`denied`]).
+//!
 //! **Put off.** A message that does not get through although others do lets others go first and is tried again later
 //! ([`put_off`]).
 //!
@@ -30,8 +33,10 @@
 //! **No echo.** A message from an upstream is not sent back to it. With version 5 subscriptions have the no local option,
 //! and messages name the gateways that they have passed through: none enters a gateway twice (see [`crate::message::via`]).
 
+mod action;
 mod answers;
 mod deadlines;
+mod denied;
 mod down;
 mod exact;
 mod granted;
@@ -47,6 +52,8 @@ mod under_way;
 
 use std::collections::VecDeque;
 
+pub(crate) use self::action::SessionAction;
+use self::denied::DeniedTopics;
 pub(crate) use self::down::{Inbound, InboundLoss, NotTaken};
 pub(crate) use self::exact::EXACT_IDS;
 use self::exact::{BegunExchanges, IN_USE, Spread};
@@ -66,7 +73,7 @@ use super::rule::UpstreamRules;
 use super::settings::UpstreamSettings;
 use super::wire::{Broken, Link, OutMessage, Role};
 use crate::journal::{Delivery, Position};
-use crate::message::{Message, Origin, Qos, TopicFilter};
+use crate::message::{Message, Origin, Qos};
 use crate::status::ledger::{Counts, DropReason, LedgerOutcome};
 
 /// The number of connections that a message may end before it is set aside.
@@ -84,35 +91,6 @@ const RETAIN_NOT_SUPPORTED: u8 = 0x9a;
 const QOS_NOT_SUPPORTED: u8 = 0x9b;
 const FIRST_PAUSE_MS: u64 = 1_000;
 const LONGEST_PAUSE_MS: u64 = 60_000;
-
-/// An action for the task of the upstream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum SessionAction {
-    /// Hand this message to the connection.
-    Publish(OutMessage),
-    /// Record that the upstream has this message of a lane, by ordinal and packet id. PUBREL may leave when that is on disk.
-    Record(Lane, u64, u16),
-    /// Send PUBREL for this packet id.
-    Release(u16),
-    /// Settle this message in the journal.
-    Settle(Lane, Position, LedgerOutcome),
-    /// Read the journal again from the oldest unsettled message on.
-    Rewind,
-    /// Subscribe to these filters, in one packet.
-    Subscribe(Vec<(TopicFilter, Qos)>),
-    Unsubscribe(Vec<TopicFilter>),
-    /// The upstream has deleted its retained message on this remote topic.
-    Deleted(String),
-    /// End the connection, because the upstream does not answer.
-    Break,
-    /// Connect anew, because packet ids of this connection stay in use.
-    Renew,
-    /// Append the message at this position once more, as the last of its lane, and settle the old one. See
-    /// [`UpstreamSession::moving`].
-    Move(Lane, Position),
-    /// Put the message at this position onto the shelf, because no rule is for it. See [`UpstreamSession::unmeant`].
-    Shelve(Lane, Position),
-}
 
 /// A pause, in which the upstream accepts nothing.
 #[derive(Clone, Copy, Debug)]
@@ -142,6 +120,7 @@ pub(crate) struct UpstreamSession {
     /// While a slow line still carries what the answers come after: until when they are waited for.
     line_until: u64,
     suspicion: Suspicion,
+    denied: DeniedTopics,
     opening: SessionOpening,
     learned: Learned,
     granted: Granted,
@@ -178,7 +157,7 @@ pub(crate) struct UpstreamSession {
     /// Whether the end of the connection has another reason than what the session has sent.
     is_explained: bool,
     counts: Counts,
-    /// Messages that no rule is for any more, about to be put onto the shelf.
+    /// Messages that are about to be put onto a shelf.
     unmeant: Vec<(Lane, Position, Message)>,
     /// Whether the packets with which every connection begins are not logged again.
     is_quiet: bool,
@@ -203,6 +182,7 @@ impl UpstreamSession {
             last_answer: 0,
             line_until: 0,
             suspicion: Suspicion::default(),
+            denied: DeniedTopics::default(),
             opening: SessionOpening::default(),
             learned: Learned::default(),
             granted: Granted::default(),
@@ -279,6 +259,7 @@ impl UpstreamSession {
         let mut actions = Vec::new();
         self.resume_exchanges(link.session_present, &mut actions);
         self.suspicion.connected(now);
+        self.denied.connected();
         (self.got_through, self.has_recorded, self.is_out_of_order) = (false, false, false);
         (self.renews, self.lets_out) = (false, false);
         (self.handed, self.oldest_passed, self.line_until) = (0, None, 0);
@@ -323,7 +304,7 @@ impl UpstreamSession {
 
     /// Whether a message that was sent is suspected of ending connections.
     pub(crate) fn blames(&self) -> bool {
-        self.suspicion.blames() || self.opening.blames() || self.put_off.blames()
+        self.suspicion.blames() || self.opening.blames() || self.put_off.blames() || self.denied.blames()
     }
 
     /// Whether the session itself ends the connection, to get a new one.
@@ -347,6 +328,9 @@ impl UpstreamSession {
         if self.opening.is_waiting() || self.throttle.is_closed() || self.is_out_of_ids() || self.lets_out {
             return 0;
         }
+        if self.is_quiet_for_topic() {
+            return 0;
+        }
         if self.is_cautious() {
             return usize::from(!self.in_flight.iter().any(SentMessage::is_awaited));
         }
@@ -361,7 +345,7 @@ impl UpstreamSession {
 
     /// Whether messages are sent one at a time.
     fn is_cautious(&self) -> bool {
-        self.held > 0 || self.suspicion.is_active()
+        self.held > 0 || self.suspicion.is_active() || self.denied.is_trying()
     }
 
     /// Sends a message that is not from the journal. Must be called only while there is room.
@@ -398,6 +382,7 @@ impl UpstreamSession {
             self.settle(&mut actions);
             return actions;
         }
+        let Some(source) = self.take_denied(source, released, now, &mut actions) else { return actions };
         if self.puts_off(&source, now) {
             self.put_off(source, released, now);
             return actions;
@@ -432,7 +417,7 @@ impl UpstreamSession {
             match (message.outcome, &message.source) {
                 (Some(_), Some(source)) if is_far(&passed, source) => {
                     if let Some((_, first)) = passed[source.lane.index()]
-                        && self.may_pass(&self.in_flight[first]) == MOST_PASSED
+                        && self.may_pass(&self.in_flight[first]) <= MOST_PASSED
                     {
                         self.start_move(first, actions);
                     }
@@ -468,6 +453,9 @@ impl UpstreamSession {
         let SentFrom { lane, position, message, .. } = source;
         self.suspicion.past(lane, position);
         self.put_off.past(lane, position);
+        if !self.denied.is_empty() {
+            self.topic_ended((lane, position), &message, outcome, actions);
+        }
         let why = match outcome {
             LedgerOutcome::Dropped(DropReason::Refused) => "the upstream refuses it",
             LedgerOutcome::Dropped(DropReason::TooLarge) => "it is larger than the upstream takes",
@@ -479,6 +467,11 @@ impl UpstreamSession {
                     return;
                 }
                 "its topic would not be valid there"
+            }
+            LedgerOutcome::Dropped(DropReason::EndsConnection) => {
+                self.unmeant.push((lane, position, message));
+                actions.push(SessionAction::Deny(lane, position));
+                return;
             }
             LedgerOutcome::Dropped(DropReason::Loop) => "it has passed through too many gateways: is there a loop?",
             _ => "",

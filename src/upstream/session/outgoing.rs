@@ -31,6 +31,13 @@ impl UpstreamSession {
         LedgerOutcome::Dropped(DropReason::NoRule)
     }
 
+    /// Counts a message as dropped, because the upstream does not take its topic and there is no room to keep it.
+    pub(crate) fn drop_denied(&mut self, message: &Message) -> LedgerOutcome {
+        let why = "the upstream does not take its topic, and there is no room to keep it";
+        self.counts.add_loss(&self.name, DropReason::EndsConnection, message.view().topic(), why);
+        LedgerOutcome::Dropped(DropReason::EndsConnection)
+    }
+
     /// The status message with this payload, if a status topic is configured.
     pub(crate) fn status(&self, payload: &'static str) -> Option<OutMessage> {
         let link = self.link?;
@@ -97,6 +104,9 @@ impl UpstreamSession {
 
     /// A retained message in its form for a pass; `None` if it is not forwarded or also comes from the upstream.
     pub(crate) fn retained(&self, message: &Message, now: u64) -> Option<OutMessage> {
+        if self.is_denied(message.view().topic()) {
+            return None;
+        }
         let mut out = self.outgoing(message, true, now).ok()?;
         // it has no ordinal, and a duplicate does no harm
         out.qos = out.qos.min(Qos::AtLeastOnce);

@@ -7,7 +7,9 @@
 //! - It was the only message in flight when the connection ended, [`STRIKES`] times, and the first and the last time it was
 //!   the first message of its connection. So the cause is not the number of messages on a connection.
 //! - Between these times others were acknowledged. For this, a message that has ended a connection is held back on the next
-//!   one until others after it are acknowledged, of another topic if there is one. If there are no others, nothing counts.
+//!   one with its topic until others are acknowledged, of the same topic only if there is no other. If there are no others, nothing counts.
+//! - If two messages of one topic end connections, others are acknowledged in between, and none of the topic is, the topic
+//!   is the cause: see [`super::denied`].
 //! - If different messages end connections in turn, none of them is the cause: all are kept and tried again in order, more
 //!   and more slowly. Each begins anew when another one ends a connection, and its last attempt counts only after at least
 //!   as long a time without acknowledgements as the upstream has needed before it took others: it may take so many messages
@@ -21,16 +23,18 @@
 
 use tracing::warn;
 
+use super::put_off::hash;
 use super::suspicion::{Seen, SuspectVerdict};
 use super::{SentMessage, SessionAction, UpstreamSession};
 use crate::journal::Position;
 use crate::message::{Message, Qos};
-use crate::status::ledger::{DropReason, LedgerOutcome};
+use crate::status::ledger::LedgerOutcome;
 use crate::upstream::lanes::Lane;
 use crate::upstream::wire::Link;
 
-/// The most messages that may be held back.
-const HELD: usize = 64;
+/// The most messages that may be held back, and their bytes.
+const HELD: usize = 256;
+const HELD_BYTES: usize = 1 << 20;
 
 impl UpstreamSession {
     /// Handles the end of a connection by the upstream with a complete opening.
@@ -42,22 +46,34 @@ impl UpstreamSession {
         let seen = sent.iter().filter_map(|message| {
             let source = message.source.as_ref()?;
             let (retain, exact) = (message.retain, message.is_exact);
-            Some(Seen { lane: source.lane, position: source.position, retain, exact })
+            let topic = hash(source.message.view().topic());
+            Some(Seen { lane: source.lane, position: source.position, topic, retain, exact })
         });
         let seen: Vec<Seen> = seen.collect();
-        let verdict = self.suspicion.ended(&seen, under_way == 1, now);
         let source = sent.iter().find_map(|message| message.source.clone());
+        if under_way == 1 && source.as_ref().is_some_and(|source| self.ended_at_topic(source, now, actions)) {
+            return;
+        }
+        self.suspicion.set_denied(self.denied_topics() > 0);
+        let topic = seen.first().map(|seen| seen.topic).filter(|_| self.denied.has_room());
+        let topic_verdict = topic.map(|topic| self.denied.has_verdict(topic));
+        let verdict = self.suspicion.ended(&seen, under_way == 1, topic_verdict, now);
+        if under_way == 1
+            && let Some(seen) = seen.first()
+        {
+            self.denied.another_ended(seen.topic);
+        }
         let Some(source) = source else { return };
         let upstream = &self.name;
         match verdict {
             SuspectVerdict::Open => {}
             SuspectVerdict::Guilty => {
-                let why = "the upstream closes the connection whenever it gets this message, and takes others";
-                self.counts.add_loss(upstream, DropReason::EndsConnection, source.message.view().topic(), why);
-                self.suspicion.past(source.lane, source.position);
-                let outcome = LedgerOutcome::Dropped(DropReason::EndsConnection);
-                actions.push(SessionAction::Settle(source.lane, source.position, outcome));
+                self.set_aside(&source, actions);
+                if !self.suspicion.has_acked_topic() {
+                    self.denied.add_verdict(source.message.view().topic());
+                }
             }
+            SuspectVerdict::Topic => self.deny(&source.message, now),
             SuspectVerdict::Flag => {
                 self.refuse_retain("it closes the connection when it gets the flag");
                 self.suspicion.past(source.lane, source.position);
@@ -119,7 +135,7 @@ impl UpstreamSession {
     /// Whether messages of this lane must be sent before those of the other, one at a time, because one of them may make the
     /// upstream close connections.
     pub(crate) fn suspects(&self, lane: Lane) -> bool {
-        self.suspicion.concerns(lane)
+        self.suspicion.concerns(lane) || self.denied.waits_for(lane)
     }
 
     /// Ends the suspicion in this lane, because no message waits in it.
@@ -129,27 +145,19 @@ impl UpstreamSession {
 
     /// Whether a message must wait until others are acknowledged.
     pub(super) fn is_held_back(&self, lane: Lane, position: Position, message: &Message) -> bool {
+        let topic = || hash(message.view().topic());
         if self.held == 0 {
-            return self.suspicion.holds(lane, position, false);
+            return self.suspicion.holds(lane, position, topic);
         }
-        let topic = message.view().topic();
         let held = self.in_flight.iter().filter(|message| message.held).filter_map(|held| held.source.as_ref());
-        let (mut count, mut has_topic) = (0, false);
-        for source in held {
-            count += 1;
-            has_topic |= source.message.view().topic() == topic;
-        }
-        count < HELD && self.suspicion.holds(lane, position, has_topic)
+        let (count, bytes) = held.fold((0, 0), |(count, bytes), held| (count + 1, bytes + held.message.size()));
+        let has_room = count < HELD && bytes + message.size() <= HELD_BYTES;
+        has_room && self.suspicion.holds(lane, position, topic)
     }
 
     /// The message that was held back and is sent next.
     pub(crate) fn held(&self) -> Option<&Message> {
-        if self.held == 0
-            || self.link.is_none()
-            || self.pause.is_some()
-            || self.opening.is_waiting()
-            || !self.suspicion.releases()
-        {
+        if self.held == 0 || self.link.is_none() || self.pause.is_some() || self.opening.is_waiting() {
             return None;
         }
         if self.in_flight.iter().any(SentMessage::is_awaited) {
@@ -161,8 +169,10 @@ impl UpstreamSession {
 
     /// Returns whether a held message can be sent now, because there is no other message to send.
     pub(crate) fn nothing_else(&mut self) -> bool {
-        if self.held > 0 && !self.suspicion.releases() && !self.in_flight.iter().any(SentMessage::is_awaited) {
-            self.suspicion.in_order();
+        if self.held > 0 && !self.in_flight.iter().any(SentMessage::is_awaited) {
+            while self.next_held().is_none() && !self.suspicion.releases() {
+                self.suspicion.nothing_else();
+            }
         }
         self.look_for_trial();
         self.held().is_some()

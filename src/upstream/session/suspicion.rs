@@ -6,12 +6,16 @@ use crate::upstream::lanes::Lane;
 
 /// The most messages that are remembered because they have ended connections.
 const ENTRIES: usize = 64;
+/// The number of such connections up to which the attempts are as quick as they can be.
+const QUICK: u32 = 3;
 /// How long it is remembered that innocent messages have ended connections, in milliseconds.
 const REMEMBERED_MS: u64 = 3_600_000;
 /// The number of such messages after which more evidence is needed; one may have met with a restart of the upstream.
 const INNOCENTS: u32 = 2;
 /// The longest time without acknowledgements that the last attempt waits for, in milliseconds.
 const MOST_QUIET_MS: u64 = 60_000;
+/// The least such time before the last attempt while a topic is put off, in milliseconds.
+const DENIED_QUIET_MS: u64 = 15_000;
 /// The number of connections without any acknowledgement after which others are sent before a message that is tried for the
 /// last time.
 const ALONE: u32 = 4;
@@ -37,9 +41,17 @@ enum Flag {
 struct Suspect {
     lane: Lane,
     position: Position,
+    /// The hash of its topic.
+    topic: u64,
     strikes: u32,
     /// Whether others were acknowledged since the last strike.
     others: bool,
+    /// Whether messages of other topics were acknowledged since it first ended a connection.
+    others_only: bool,
+    /// Whether a message of its topic was acknowledged since.
+    has_acked_topic: bool,
+    /// Whether it has something that may be the reason instead of its topic: the retain flag, or QoS 2.
+    has_flag: bool,
     /// Whether it was sent at QoS 2.
     exact: bool,
     flag: Flag,
@@ -53,8 +65,8 @@ enum Plan {
     InOrder,
     /// This number of other messages, one after the other.
     Others(u32),
-    /// A message of another topic.
-    OtherTopic,
+    /// This number of messages of other topics, so that the suspected topics keep their order.
+    OtherTopics(u32),
 }
 
 /// A message that was in flight.
@@ -62,6 +74,8 @@ enum Plan {
 pub(super) struct Seen {
     pub(crate) lane: Lane,
     pub(crate) position: Position,
+    /// The hash of its topic.
+    pub(crate) topic: u64,
     /// Whether it was sent with the retain flag.
     pub(crate) retain: bool,
     /// Whether it was sent at QoS 2.
@@ -77,6 +91,8 @@ pub(super) enum SuspectVerdict {
     Guilty,
     /// The retain flag is the cause; the message has arrived without it.
     Flag,
+    /// The topic of this message is the cause.
+    Topic,
     /// No message is the cause.
     Upstream,
 }
@@ -106,6 +122,10 @@ pub(super) struct Suspicion {
     needed_quiet: u64,
     /// The number of messages in a row that have arrived at QoS 1 and not at QoS 2.
     exact_doubts: u32,
+    /// Whether a topic is put off. If the reason is a quota after all, few others are left that would show it.
+    has_denied: bool,
+    /// Whether a message of the topic was acknowledged before the last verdict.
+    has_acked_topic: bool,
     /// Until when it is not said again that the upstream is the cause.
     said_until: u64,
 }
@@ -128,11 +148,11 @@ impl Suspicion {
 
     /// Whether one message seems to be the cause, and not the upstream.
     pub(crate) fn is_clear(&self, now: u64) -> bool {
-        !self.in_turn && self.needed(now) == STRIKES
+        !self.in_turn && !self.has_denied && self.needed(now) == STRIKES
     }
 
     /// The number of strikes that are needed.
-    fn needed(&self, now: u64) -> u32 {
+    pub(crate) fn needed(&self, now: u64) -> u32 {
         let is_erratic = self.innocents >= INNOCENTS && now < self.innocent_at + REMEMBERED_MS;
         if is_erratic { 2 * STRIKES } else { STRIKES }
     }
@@ -153,11 +173,22 @@ impl Suspicion {
             _ if is_trying => Plan::InOrder,
             (_, failures) if is_last && failures <= ALONE => Plan::InOrder,
             // others were acknowledged since, so more of them are needed
-            (Some(strikes), 0..=3) => Plan::Others(if strikes > 1 { 8 } else { 2 }),
+            (Some(strikes), 0..=QUICK) => {
+                if strikes > 1 {
+                    Plan::Others(8)
+                } else {
+                    Plan::OtherTopics(2)
+                }
+            }
             (_, failures) if is_stuck || failures.is_multiple_of(8) => Plan::Others(1),
-            (_, failures) if failures % 3 == 1 => Plan::OtherTopic,
+            (_, failures) if failures % 3 == 1 || self.has_one_topic() => Plan::OtherTopics(1),
             _ => Plan::InOrder,
         };
+    }
+
+    /// Whether all suspects are of one topic: then others of it tell nothing new.
+    fn has_one_topic(&self) -> bool {
+        self.entries.windows(2).all(|two| two[0].topic == two[1].topic)
     }
 
     /// Forgets all suspects but the one of which most is known. If everything that waits is suspected, the others are what
@@ -168,13 +199,24 @@ impl Suspicion {
         self.entries = first.copied().into_iter().collect();
     }
 
-    /// Whether this message must wait for later ones. `is_held` tells that a message of its topic waits.
-    pub(crate) fn holds(&self, lane: Lane, position: Position, is_held: bool) -> bool {
-        let is_known = self.entries.iter().any(|entry| (entry.lane, entry.position) == (lane, position));
+    /// Whether this message must wait for later ones.
+    pub(crate) fn holds(&self, lane: Lane, position: Position, topic: impl FnOnce() -> u64) -> bool {
         match self.plan {
             Plan::InOrder => false,
-            Plan::Others(_) => is_known,
-            Plan::OtherTopic => is_known || is_held,
+            Plan::Others(_) => self.entry(lane, position).is_some(),
+            Plan::OtherTopics(_) => {
+                let topic = topic();
+                self.entries.iter().any(|entry| entry.topic == topic)
+            }
+        }
+    }
+
+    /// Whether a message that is held back may be sent.
+    pub(crate) fn frees(&self, lane: Lane, position: Position) -> bool {
+        match self.plan {
+            Plan::InOrder => true,
+            Plan::Others(_) => self.entry(lane, position).is_none(),
+            Plan::OtherTopics(_) => false,
         }
     }
 
@@ -183,9 +225,14 @@ impl Suspicion {
         self.plan == Plan::InOrder
     }
 
-    /// Goes back to the order of messages, because there is no other message to send before the held ones.
-    pub(crate) fn in_order(&mut self) {
-        self.plan = Plan::InOrder;
+    /// Decides what follows because nothing else waits that may go first: others of a suspected topic if nothing was
+    /// acknowledged since the last attempt, and otherwise all in order.
+    pub(crate) fn nothing_else(&mut self) {
+        let is_proving = self.entries.iter().any(|entry| entry.strikes > 0 && entry.others);
+        self.plan = match self.plan {
+            Plan::OtherTopics(more) if self.failures <= QUICK && !is_proving => Plan::Others(more),
+            _ => Plan::InOrder,
+        };
     }
 
     /// Whether a message is sent without its retain flag this time.
@@ -210,7 +257,14 @@ impl Suspicion {
     }
 
     /// Handles the end of a connection by the upstream with these messages unanswered. `alone` tells that nothing else was.
-    pub(crate) fn ended(&mut self, unanswered: &[Seen], alone: bool, now: u64) -> SuspectVerdict {
+    /// `topic_verdict` tells whether an earlier message of the topic was set aside; it is `None` if no topic can be put off.
+    pub(crate) fn ended(
+        &mut self,
+        unanswered: &[Seen],
+        alone: bool,
+        topic_verdict: Option<bool>,
+        now: u64,
+    ) -> SuspectVerdict {
         for seen in unanswered {
             let until = &mut self.until[seen.lane.index()];
             *until = (*until).max(Some(seen.position));
@@ -221,8 +275,14 @@ impl Suspicion {
         self.failures += 1;
         let is_first = self.sent <= 1;
         let at = self.entry_of(seen);
+        if self.is_topic(at, topic_verdict, now) {
+            self.entries.retain(|entry| entry.topic != seen.topic);
+            (self.failures, self.in_turn) = (0, false);
+            return SuspectVerdict::Topic;
+        }
         self.others_end_too(at);
-        let is_due = is_first && (self.is_clear(now) || self.quiet >= self.needed_quiet);
+        let least = if self.has_denied { DENIED_QUIET_MS } else { 0 };
+        let is_due = is_first && (self.is_clear(now) || self.quiet >= self.needed_quiet.max(least));
         let needed = self.needed(now);
         let entry = &mut self.entries[at];
         let proved = match entry.flag {
@@ -248,7 +308,7 @@ impl Suspicion {
             }
         };
         if let Some(verdict) = proved {
-            self.entries.remove(at);
+            self.has_acked_topic = self.entries.remove(at).has_acked_topic;
             self.in_turn = false;
             return verdict;
         }
@@ -259,6 +319,44 @@ impl Suspicion {
         SuspectVerdict::Open
     }
 
+    /// Whether the topic of this message is the cause: two of its messages have ended connections, others were acknowledged in
+    /// between, and none of it was. That sets no message aside, so it needs less evidence.
+    fn is_topic(&self, at: usize, verdict: Option<bool>, now: u64) -> bool {
+        let of_topic = || self.entries.iter().enumerate().filter(|(_, entry)| entry.topic == self.entries[at].topic);
+        let Some(has_verdict) = verdict.filter(|_| self.needed(now) == STRIKES) else { return false };
+        if of_topic().any(|(_, entry)| entry.has_acked_topic) {
+            return false;
+        }
+        let is_plain = |entry: &Suspect| !entry.has_flag || entry.flag == Flag::Innocent;
+        let mut others = of_topic().filter(|(other, entry)| *other != at && is_plain(entry));
+        has_verdict || others.any(|(_, entry)| entry.others_only)
+    }
+
+    /// Whether a message was found to be the cause although a message of its topic was acknowledged meanwhile, as of the last
+    /// verdict.
+    pub(crate) fn has_acked_topic(&self) -> bool {
+        self.has_acked_topic
+    }
+
+    /// Records whether a topic is put off.
+    pub(crate) fn set_denied(&mut self, has_denied: bool) {
+        self.has_denied = has_denied;
+    }
+
+    /// Records that the message that was acknowledged last had ended connections.
+    pub(crate) fn found_innocent(&mut self) {
+        let now = self.acked_at.unwrap_or_default();
+        let is_recent = now < self.innocent_at + REMEMBERED_MS;
+        self.innocents = if is_recent { self.innocents.saturating_add(1) } else { 1 };
+        self.innocent_at = now;
+    }
+
+    /// Whether the message that was sent last was the first one of its connection, after as long a time without
+    /// acknowledgements as others have needed, and at least so long.
+    pub(crate) fn was_first_after(&self, quiet_ms: u64) -> bool {
+        self.sent <= 1 && self.quiet >= self.needed_quiet.max(quiet_ms)
+    }
+
     /// The index of what is known about a message.
     fn entry_of(&mut self, seen: Seen) -> usize {
         let at = self.entries.iter().position(|entry| (entry.lane, entry.position) == (seen.lane, seen.position));
@@ -266,8 +364,19 @@ impl Suspicion {
             if self.entries.len() >= ENTRIES {
                 self.entries.remove(0);
             }
-            let Seen { lane, position, exact, .. } = seen;
-            self.entries.push(Suspect { lane, position, strikes: 0, others: true, exact, flag: Flag::Unknown });
+            let Seen { lane, position, topic, retain, exact } = seen;
+            self.entries.push(Suspect {
+                lane,
+                position,
+                topic,
+                strikes: 0,
+                others: true,
+                others_only: false,
+                has_acked_topic: false,
+                has_flag: retain || exact,
+                exact,
+                flag: Flag::Unknown,
+            });
             self.entries.len() - 1
         })
     }
@@ -286,28 +395,32 @@ impl Suspicion {
     }
 
     /// Records an acknowledgement. Returns `false` if the message must be sent once more, with its retain flag.
-    pub(crate) fn acked(&mut self, lane: Lane, position: Position, now: u64) -> bool {
+    pub(crate) fn acked(&mut self, (lane, position): (Lane, Position), topic: impl FnOnce() -> u64, now: u64) -> bool {
         self.failures = 0;
         self.acked_at = Some(now);
         let tells_quiet = self.sent == 1 && !self.is_clear(now);
         let is_it = |entry: &Suspect| (entry.lane, entry.position) == (lane, position);
-        self.entries.iter_mut().filter(|entry| !is_it(entry)).for_each(|entry| entry.others = true);
+        if !self.entries.is_empty() {
+            let topic = topic();
+            for entry in self.entries.iter_mut().filter(|entry| !is_it(entry)) {
+                entry.others = true;
+                entry.has_acked_topic |= entry.topic == topic;
+                entry.others_only |= entry.topic != topic;
+            }
+        }
         match self.entries.iter_mut().find(|entry| is_it(entry)) {
             Some(entry) if entry.flag == Flag::LeftOut && entry.exact => self.exact_doubts += 1,
             Some(entry) if entry.flag == Flag::LeftOut => {
                 entry.flag = Flag::Proving;
                 return false;
             }
-            Some(entry) if entry.strikes > 0 => {
-                let is_recent = now < self.innocent_at + REMEMBERED_MS;
-                self.innocents = if is_recent { self.innocents.saturating_add(1) } else { 1 };
-                self.innocent_at = now;
-            }
+            Some(entry) if entry.strikes > 0 => self.found_innocent(),
             _ if tells_quiet => self.needed_quiet = self.needed_quiet.max(self.quiet),
             _ => {}
         }
         self.plan = match self.plan {
             Plan::Others(more) if more > 1 => Plan::Others(more - 1),
+            Plan::OtherTopics(more) if more > 1 => Plan::OtherTopics(more - 1),
             _ => Plan::InOrder,
         };
         true

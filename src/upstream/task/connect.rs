@@ -58,6 +58,9 @@ impl<C: UpstreamClient> Upstream<C> {
         self.inbox.connected(self.current.clean_session);
         self.begin_exact(&link);
         self.look_at_shelf();
+        if self.wants_denied {
+            self.look_at_denied();
+        }
         if let Some(address) = self.current.addresses.get(self.address) {
             self.asked.connected(&self.current, address, link.session_present);
         }

@@ -12,8 +12,8 @@ use crate::upstream::wire::UpstreamClient;
 impl<C: UpstreamClient> Upstream<C> {
     /// Sends what waits, if messages may be sent. Returns whether there may be more, or `None` if the connection accepts nothing.
     pub(super) fn send_waiting(&mut self, is_ready: bool) -> Option<bool> {
-        if self.shelf.is_looking() {
-            return Some(self.take_from_shelf());
+        if self.is_looking() {
+            return Some(self.take_from_shelves());
         }
         let more = if is_ready { self.take_from_journal() } else { Some(false) };
         if is_ready && more == Some(false) && self.passes.is_active() { self.step_pass() } else { more }
@@ -36,7 +36,7 @@ impl<C: UpstreamClient> Upstream<C> {
             } else if self.session.nothing_else() {
                 continue;
             } else {
-                return Some(false);
+                return Some(self.look_for_tried());
             };
             let is_current = message.view().retain() && self.door.is_current(&message);
             let position = next.as_ref().filter(|_| is_traced).map(|(_, delivery)| delivery.position);

@@ -105,6 +105,9 @@ pub struct Upstream<C> {
     exact: Exact,
     mark: SessionMark,
     shelf: Shelf,
+    denied: Shelf,
+    /// Whether the shelf of denied topics must be looked through.
+    wants_denied: bool,
     asked: AskedRecord,
     health: Health,
 }
@@ -176,6 +179,7 @@ impl<C: UpstreamClient> Upstream<C> {
         };
         let mark = SessionMark::restore(journal, &current.name);
         let shelf = Shelf::new(journal, &current.name, limits);
+        let denied = Shelf::of_denied(journal, &current.name, limits);
         let asked = AskedRecord::new(journal, &current.name);
         let mut session = UpstreamSession::new(rules, &current);
         for (lane, consumer) in consumers.all().filter(|_| mark.is_exact() == Some(true)) {
@@ -212,6 +216,8 @@ impl<C: UpstreamClient> Upstream<C> {
             exact: Exact::default(),
             mark,
             shelf,
+            denied,
+            wants_denied: true,
             asked,
             health: Health::default(),
         }
@@ -377,6 +383,7 @@ impl<C: UpstreamClient> Upstream<C> {
                 }
                 () = tokio::task::yield_now(), if waits.has_more => {}
                 () = self.shelf.ready(), if self.shelf.is_looking() && !waits.has_more => {}
+                () = self.denied.ready(), if self.denied.is_looking() && !waits.has_more => {}
                 () = self.readers.ready(), if waits.has_room && !waits.has_more => {}
                 () = pulse.asked() => {
                     pulse.answer();
@@ -468,6 +475,14 @@ impl<C: UpstreamClient> Upstream<C> {
                 }
                 SessionAction::Shelve(lane, position) => {
                     self.shelve(lane, position);
+                    Ok(())
+                }
+                SessionAction::Deny(lane, position) => {
+                    self.put_aside(lane, position);
+                    Ok(())
+                }
+                SessionAction::TakeBack => {
+                    self.look_at_denied();
                     Ok(())
                 }
                 SessionAction::Break | SessionAction::Renew => {

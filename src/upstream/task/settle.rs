@@ -16,9 +16,11 @@ use crate::upstream::wire::{ClientEvent, UpstreamClient};
 impl<C: UpstreamClient> Upstream<C> {
     /// Tells the upstream that the gateway stops, and waits for the answers to what was sent.
     pub(super) async fn say_good_bye(&mut self) {
+        let moves = self.session.move_denied();
+        self.perform(moves);
         // messages that have just been synced are still sent, if any may be
         let synced = *self.synced.borrow();
-        if self.release_safe(synced) && !self.shelf.is_looking() {
+        if self.release_safe(synced) && !self.is_looking() {
             while self.take_from_journal() == Some(true) {}
         }
         let offline = self.session.status("offline");

@@ -7,7 +7,7 @@ use crate::journal::Position;
 use crate::upstream::lanes::Lane;
 
 /// The most messages that are known as put off.
-const ENTRIES: usize = 64;
+const ENTRIES: usize = 128;
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PutOffEntry {
@@ -23,6 +23,8 @@ pub(super) struct PutOffEntry {
     pub(super) exact: bool,
     /// Whether the upstream has acknowledged it on its earlier place.
     pub(super) has_arrived: bool,
+    /// Whether it is put off because of its topic.
+    pub(super) is_denied: bool,
     /// Whether it is known on this connection that it is due.
     pub(super) is_told: bool,
 }
@@ -49,7 +51,7 @@ impl PutOff {
         self.entries.iter_mut().find(|entry| (entry.lane, entry.position) == (lane, position))
     }
 
-    pub(super) fn knows(&self, lane: Lane, position: Position) -> bool {
+    pub(in crate::upstream::session) fn knows(&self, lane: Lane, position: Position) -> bool {
         self.entries.iter().any(|entry| (entry.lane, entry.position) == (lane, position))
     }
 
@@ -71,6 +73,7 @@ impl PutOff {
                 topic: None,
                 exact: false,
                 has_arrived: false,
+                is_denied: false,
                 is_told: false,
             });
             self.entries.len() - 1
@@ -103,6 +106,33 @@ impl PutOff {
         }
         let is_large = self.entries.iter().any(|entry| entry.size.is_some_and(|size| source.message.size() >= size));
         (is_known || ended.with_others >= STRIKES || got_through && is_large).then(|| self.add(source, now))
+    }
+
+    /// Puts a message off until then, because of its topic.
+    pub(in crate::upstream::session) fn deny(&mut self, source: &SentFrom, topic: u64, due: u64) {
+        if !self.knows(source.lane, source.position) {
+            self.add(source, due);
+        }
+        if let Some(entry) = self.entry(source.lane, source.position) {
+            (entry.topic, entry.due, entry.is_denied, entry.is_told) = (Some(topic), due, true, false);
+        }
+    }
+
+    /// Whether a message is put off because of its topic.
+    pub(in crate::upstream::session) fn is_denied(&self, lane: Lane, position: Position) -> bool {
+        let mut entries = self.entries.iter().filter(|entry| entry.is_denied);
+        entries.any(|entry| (entry.lane, entry.position) == (lane, position))
+    }
+
+    /// Lets an attempt follow at once for each topic.
+    pub(in crate::upstream::session) fn try_denied(&mut self) {
+        self.entries.iter_mut().filter(|entry| entry.is_denied).for_each(|entry| entry.due = 0);
+    }
+
+    /// Lets no attempt for a topic follow before then.
+    pub(in crate::upstream::session) fn keep_apart(&mut self, until: u64) {
+        let denied = self.entries.iter_mut().filter(|entry| entry.is_denied);
+        denied.for_each(|entry| entry.due = entry.due.max(until));
     }
 
     /// Records that a message has ended, with whatever outcome.
@@ -139,6 +169,8 @@ impl PutOff {
     /// Whether anything is put off, connections keep ending at the same message, or the last one ended before a PUBREL was
     /// answered.
     pub(in crate::upstream::session) fn blames(&self) -> bool {
-        !self.entries.is_empty() || self.at_release || self.ended.is_some_and(|ended| ended.ends > 1)
+        self.entries.iter().any(|entry| !entry.is_denied)
+            || self.at_release
+            || self.ended.is_some_and(|ended| ended.ends > 1)
     }
 }

@@ -46,6 +46,8 @@ use crate::upstream::settings::OutQos;
 pub(super) const PASSED_MS: u64 = 10_000;
 /// The same past a message at QoS 2. After a crash they are not repeated, because each step of them is on disk.
 pub(super) const MOST_PASSED_EXACT: u64 = 4_096;
+/// The same past a message whose topic is denied: it waits for hours, and meanwhile every crash repeats them.
+const MOST_PASSED_DENIED: u64 = 50;
 /// The number of connections in a row that must end at a message.
 const STRIKES: u32 = 2;
 /// The first pause before another attempt, and the longest.
@@ -55,7 +57,7 @@ const LONGEST_MS: u64 = 3_600_000;
 const LIKE: usize = 256;
 const LIKE_BYTES: usize = 1 << 20;
 
-fn hash(topic: &str) -> u64 {
+pub(super) fn hash(topic: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     topic.hash(&mut hasher);
     hasher.finish()
@@ -119,6 +121,9 @@ impl UpstreamSession {
             |message: &SentMessage| message.waits && message.source.as_ref().is_some_and(|source| !holds(source));
         let at = self.in_flight.iter().position(is_due);
         self.put_off.is_news &= at.is_some();
+        if let Some(source) = at.and_then(|at| self.in_flight[at].source.as_ref()) {
+            self.denied.tries((source.lane, source.position));
+        }
         let at =
             at.filter(|at| self.in_flight[*at].source.as_ref().is_some_and(|source| self.room(source.role) > 0))?;
         // messages become known as sent in the order in which they stand here
@@ -317,6 +322,10 @@ impl UpstreamSession {
     /// The number of messages that may go past one that is put off.
     pub(super) fn may_pass(&self, message: &SentMessage) -> u64 {
         let source = message.source.as_ref();
+        if source.is_some_and(|it| !message.is_released && self.put_off.is_denied(it.lane, it.position)) {
+            // the upstream has taken it under no packet id, and it waits for long
+            return MOST_PASSED_DENIED;
+        }
         let is_exact = message.is_exact
             || message.is_released
             || source.is_some_and(|source| source.is_begun || self.goes_exactly_once(&source.message));
@@ -341,6 +350,7 @@ impl UpstreamSession {
         if let Some(entry) = self.put_off.entry(lane, old) {
             entry.position = new;
         }
+        self.denied.moved((lane, old), (lane, new));
         self.suspicion.past(lane, old);
         for gone in self.in_flight.iter_mut().filter(|message| message.gone_to == Some((lane, old))) {
             gone.gone_to = Some((lane, new));

@@ -82,8 +82,11 @@ impl UpstreamSession {
     pub(in crate::upstream::session) fn next_held(&self) -> Option<usize> {
         let is_next = |message: &SentMessage| match (self.put_off.trial, &message.source) {
             (Trial::Runs, _) => false,
-            (Trial::Of(lane, position), Some(source)) => (source.lane, source.position) == (lane, position),
-            _ => true,
+            (Trial::Of(lane, position), Some(source)) => {
+                self.suspicion.releases() && (source.lane, source.position) == (lane, position)
+            }
+            (_, Some(source)) => self.suspicion.frees(source.lane, source.position),
+            (_, None) => self.suspicion.releases(),
         };
         self.in_flight.iter().position(|message| message.held && is_next(message))
     }

@@ -1,3 +1,4 @@
+mod denied;
 mod exact;
 mod later;
 mod opening;
@@ -33,6 +34,8 @@ struct Bench {
     journal: Journal,
     consumer: crate::journal::ConsumerId,
     reader: Reader,
+    /// The lane of what comes back, which goes first, and its reader.
+    old: (crate::journal::ConsumerId, Reader),
     session: UpstreamSession,
     sent: Vec<OutMessage>,
     /// The filters of the SUBSCRIBE packets since this was last taken.
@@ -43,6 +46,8 @@ struct Bench {
     released: Vec<u16>,
     /// The topics of the messages that no rule matched.
     shelved: Vec<String>,
+    /// The messages whose topic is denied.
+    denied: Vec<Message>,
 }
 
 fn draft<'a>(topic: &'a str, payload: &'a [u8]) -> Draft<'a> {
@@ -60,10 +65,26 @@ impl Bench {
         change(&mut settings);
         let session = UpstreamSession::new(UpstreamRules::new(&settings), &settings);
         let reader = journal.reader(consumer);
+        let old = journal.register("upstream/home/2", limits);
+        let old = (old, journal.reader(old));
         let (sent, recorded, released) = (Vec::new(), Vec::new(), Vec::new());
-        let (shelved, asked) = (Vec::new(), Vec::new());
+        let (shelved, denied, asked) = (Vec::new(), Vec::new(), Vec::new());
         let (broken, renewed) = (false, false);
-        Bench { journal, consumer, reader, session, sent, asked, broken, renewed, recorded, released, shelved }
+        Bench {
+            journal,
+            consumer,
+            reader,
+            old,
+            session,
+            sent,
+            asked,
+            broken,
+            renewed,
+            recorded,
+            released,
+            shelved,
+            denied,
+        }
     }
 
     fn append(&mut self, draft: &Draft<'_>) {
@@ -84,23 +105,34 @@ impl Bench {
         for action in actions {
             match action {
                 SessionAction::Publish(message) => self.sent.push(message),
-                SessionAction::Settle(Lane::First, position, outcome) => {
-                    self.reader.settle_as(position, outcome.in_journal());
+                SessionAction::Settle(lane, position, outcome) => self.settle(lane, position, outcome.in_journal()),
+                SessionAction::Rewind => {
+                    self.reader.rewind();
+                    self.old.1.rewind();
                 }
-                SessionAction::Settle(..) => panic!("one lane only"),
-                SessionAction::Rewind => self.reader.rewind(),
                 SessionAction::Shelve(Lane::First, position) => {
                     let message = self.session.unmeant(Lane::First, position).unwrap();
                     self.shelved.push(message.view().topic().to_owned());
                     self.reader.settle_as(position, crate::journal::Outcome::Moved);
                 }
                 SessionAction::Shelve(..) => panic!("one lane only"),
+                SessionAction::Deny(lane, position) => {
+                    let message = self.session.unmeant(lane, position).unwrap();
+                    let is_denied = self.session.is_denied(message.view().topic());
+                    self.denied.push(message);
+                    self.settle(lane, position, crate::journal::Outcome::Moved);
+                    if !is_denied {
+                        self.take_back();
+                    }
+                }
+                SessionAction::TakeBack => self.take_back(),
                 SessionAction::Break => self.broken = true,
                 SessionAction::Renew => self.renewed = true,
                 SessionAction::Move(lane, position) => {
                     let message = self.session.moving(lane, position).unwrap();
-                    let moved = self.journal.append(&message, &[self.consumer]).unwrap();
-                    self.reader.settle_as(position, crate::journal::Outcome::Moved);
+                    let consumer = if lane == Lane::First { self.consumer } else { self.old.0 };
+                    let moved = self.journal.append(&message, &[consumer]).unwrap();
+                    self.settle(lane, position, crate::journal::Outcome::Moved);
                     while *self.journal.synced().borrow() < moved {
                         std::thread::yield_now();
                     }
@@ -120,6 +152,26 @@ impl Bench {
         }
     }
 
+    fn settle(&mut self, lane: Lane, position: Position, outcome: crate::journal::Outcome) {
+        let reader = if lane == Lane::First { &mut self.reader } else { &mut self.old.1 };
+        reader.settle_as(position, outcome);
+    }
+
+    /// Appends what comes back from the shelf.
+    fn take_back(&mut self) {
+        for message in std::mem::take(&mut self.denied) {
+            if self.session.takes_back(message.view().topic()) {
+                let position = self.journal.append(&message, &[self.old.0]).unwrap();
+                while *self.journal.synced().borrow() < position {
+                    std::thread::yield_now();
+                }
+            } else {
+                self.denied.push(message);
+            }
+        }
+        self.session.took_back();
+    }
+
     fn connect(&mut self, link: Link) {
         let actions = self.session.connected(link, 0);
         self.perform(actions);
@@ -131,6 +183,10 @@ impl Bench {
                 self.session.send_due(true, now)
             } else if self.session.held().is_some() {
                 self.session.send_held(true, now)
+            } else if self.session.has_room(Role::Live)
+                && let Some(delivery) = self.old.1.try_next()
+            {
+                self.session.delivery((Lane::Second, Role::Live), delivery, true, now)
             } else if self.session.has_room(Role::Live)
                 && let Some(delivery) = self.reader.try_next()
             {
@@ -178,7 +234,7 @@ impl Bench {
     }
 
     fn ledger(&self) -> Ledger {
-        let ledger = Ledger::of(&self.reader.backlog());
+        let ledger = Ledger::of(&self.reader.backlog().plus(&self.old.1.backlog()));
         assert!(ledger.is_balanced(), "{ledger:?}");
         ledger
     }

@@ -1,6 +1,7 @@
 use super::super::opening::{ANSWER_MS, TURN_MS};
 use super::super::*;
 use super::{Bench, V4, V5};
+use crate::message::TopicFilter;
 use crate::upstream::rule::tests::{rule, settings};
 use crate::upstream::settings::OutQos;
 

@@ -5,10 +5,10 @@ use crate::upstream::backoff::Backoff;
 use crate::upstream::settings::Retry;
 
 /// A few pseudo-random numbers.
-struct Dice(u64);
+pub(super) struct Dice(pub(super) u64);
 
 impl Dice {
-    fn roll(&mut self) -> u64 {
+    pub(super) fn roll(&mut self) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 ^ self.0 >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd)
     }
@@ -54,7 +54,7 @@ fn play(messages: u32, wait: u64, seed: u64, mut takes: impl FnMut(u64, &str) ->
 }
 
 /// An upstream that takes so many messages at once, and one more in each so many milliseconds.
-fn quota(burst: u64, each_ms: u64) -> impl FnMut(u64, &str) -> bool {
+pub(super) fn quota(burst: u64, each_ms: u64) -> impl FnMut(u64, &str) -> bool {
     let (mut tokens, mut at) = (burst * each_ms, 0);
     move |now, _| {
         tokens = (tokens + now - at).min(burst * each_ms);

@@ -1,0 +1,396 @@
+//! Topics that an upstream does not take: it closes the connection at each of their messages, as the policies of clouds demand.
+//!
+//! A topic counts as denied when two of its messages have ended connections, messages of other topics were acknowledged in
+//! between, and none of its own was ([`super::suspicion`]). Then all of its messages are put off, and those of other
+//! topics go on:
+//!
+//! - The oldest one stays in its lane as the one that is tried: after [`FIRST_MS`], and then ever more rarely, up to once in
+//!   [`LONGEST_MS`]. An attempt is the only message in flight, so it costs one connection and tells what it is about. As soon
+//!   as the upstream acknowledges a message of the topic, all is forgotten.
+//! - The later ones are moved to a shelf in the journal ([`crate::upstream::shelf`]), where they use no memory, keep their order
+//!   and are the first to give way. They come back when the topic is taken, before newer messages.
+//! - The reason may be the message and not the topic. So it is set aside when [`super::STRIKES`] attempts have failed, others
+//!   were acknowledged in between, and then another one that is the first message of its connection after [`QUIET_MS`]
+//!   without any. Then the next message of the topic is tried.
+//!
+//! After a start nothing is known of the topics, but what lies on the shelf shows which they were. Of each the first message in
+//! the lanes is tried, which is the one that was tried before. If there is none, the oldest one comes back from the shelf.
+
+use tracing::{info, warn};
+
+use super::put_off::hash;
+use super::{SentFrom, SentMessage, SessionAction, UpstreamSession};
+use crate::journal::Position;
+use crate::message::Message;
+use crate::status::ledger::{DropReason, LedgerOutcome};
+use crate::upstream::lanes::Lane;
+
+/// The most topics that are known. Messages of further ones are suspected one by one.
+const TOPICS: usize = 64;
+/// The pause before the first attempt, and the longest, in milliseconds.
+pub(super) const FIRST_MS: u64 = 60_000;
+const LONGEST_MS: u64 = 3_600_000;
+/// The least time between attempts for different topics, in milliseconds.
+const APART_MS: u64 = 20_000;
+/// For how long nothing else is sent before the attempt that may set a message aside, in milliseconds.
+const QUIET_MS: u64 = 30_000;
+
+/// A topic of which messages have ended connections.
+#[derive(Debug)]
+struct DeniedTopic {
+    topic: u64,
+    /// Whether its messages are put off; otherwise one of them was set aside.
+    is_put_off: bool,
+    /// The message that is tried.
+    tried: Option<(Lane, Position)>,
+    /// Whether a message comes back from the shelf to be tried.
+    comes_back: bool,
+    /// Whether there may be messages on the shelf.
+    has_shelved: bool,
+    /// When it is tried.
+    due: u64,
+    /// The number of attempts that count for the pauses.
+    times: u32,
+    /// The number of attempts with the present message that count against it.
+    strikes: u32,
+    /// Whether others were acknowledged since the last attempt.
+    others: bool,
+}
+
+/// The attempt of a topic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum TopicAttempt {
+    #[default]
+    None,
+    /// Nothing else is sent until it is due.
+    Quiet(u64, Lane),
+    /// It is sent as soon as nothing else is in flight. `true` if it may set the message aside.
+    Alone(u64, bool),
+}
+
+/// What is known of denied topics.
+#[derive(Debug, Default)]
+pub(super) struct DeniedTopics {
+    topics: Vec<DeniedTopic>,
+    attempt: TopicAttempt,
+    /// Whether the last connection ended because of a topic.
+    has_ended: bool,
+    /// Whether it is known what lies on the shelf.
+    knows_shelf: bool,
+}
+
+impl DeniedTopics {
+    pub(super) fn is_empty(&self) -> bool {
+        self.topics.is_empty()
+    }
+
+    /// Whether a further topic can be put off.
+    pub(super) fn has_room(&self) -> bool {
+        self.topics.iter().filter(|it| it.is_put_off).count() < TOPICS
+    }
+
+    /// Whether a message of this topic was set aside, and none was acknowledged since.
+    pub(super) fn has_verdict(&self, topic: u64) -> bool {
+        self.topics.iter().any(|it| it.topic == topic && !it.is_put_off)
+    }
+
+    /// Whether the last connection ended because of a topic.
+    pub(super) fn blames(&self) -> bool {
+        self.has_ended
+    }
+
+    /// Whether an attempt is due or under way, so that messages are sent one at a time.
+    pub(super) fn is_trying(&self) -> bool {
+        self.attempt != TopicAttempt::None
+    }
+
+    /// Whether a message of this lane must be there before anything else is sent.
+    pub(super) fn waits_for(&self, lane: Lane) -> bool {
+        matches!(self.attempt, TopicAttempt::Quiet(_, of) if of == lane)
+    }
+
+    /// Handles a new connection.
+    pub(super) fn connected(&mut self) {
+        self.has_ended = false;
+        if matches!(self.attempt, TopicAttempt::Alone(..)) {
+            self.attempt = TopicAttempt::None;
+        }
+    }
+
+    /// Tells that the time is `now`.
+    pub(super) fn time(&mut self, now: u64) {
+        if let TopicAttempt::Quiet(topic, _) = self.attempt
+            && self.put_off(topic).is_none_or(|it| it.due + QUIET_MS <= now)
+        {
+            self.attempt = TopicAttempt::None;
+        }
+    }
+
+    fn put_off(&mut self, topic: u64) -> Option<&mut DeniedTopic> {
+        self.topics.iter_mut().find(|it| it.is_put_off && it.topic == topic)
+    }
+
+    /// The record of a topic, if there is room.
+    fn record(&mut self, topic: u64) -> Option<&mut DeniedTopic> {
+        let known = self.topics.iter().position(|it| it.topic == topic);
+        let at = known.or_else(|| {
+            if self.topics.len() >= TOPICS {
+                let unused = self.topics.iter().position(|it| !it.is_put_off)?;
+                self.topics.remove(unused);
+            }
+            self.topics.push(DeniedTopic {
+                topic,
+                is_put_off: false,
+                tried: None,
+                comes_back: false,
+                has_shelved: false,
+                due: 0,
+                times: 0,
+                strikes: 0,
+                others: false,
+            });
+            Some(self.topics.len() - 1)
+        })?;
+        Some(&mut self.topics[at])
+    }
+
+    /// Records that a message of this topic was set aside.
+    pub(super) fn add_verdict(&mut self, topic: &str) {
+        self.record(hash(topic));
+    }
+
+    /// Records that a message of this topic has ended a connection alone: then the others are not the only reason.
+    pub(super) fn another_ended(&mut self, topic: u64) {
+        self.topics.iter_mut().filter(|it| it.topic != topic).for_each(|it| it.strikes = 0);
+    }
+
+    /// Records that a message that was put off is sent as soon as possible. If it is the one of a topic, that is an attempt.
+    pub(super) fn tries(&mut self, place: (Lane, Position)) {
+        let Some(it) = self.topics.iter().find(|it| it.tried == Some(place)) else { return };
+        self.attempt = match self.attempt {
+            TopicAttempt::Quiet(topic, _) if topic == it.topic => TopicAttempt::Alone(topic, true),
+            TopicAttempt::Alone(..) => return,
+            _ => TopicAttempt::Alone(it.topic, false),
+        };
+    }
+
+    /// Records that a message has another place in the journal now.
+    pub(super) fn moved(&mut self, old: (Lane, Position), new: (Lane, Position)) {
+        self.topics.iter_mut().filter(|it| it.tried == Some(old)).for_each(|it| it.tried = Some(new));
+    }
+
+    /// Ends the attempt of a topic.
+    fn end_attempt(&mut self, topic: u64) {
+        if matches!(self.attempt, TopicAttempt::Alone(of, _) | TopicAttempt::Quiet(of, _) if of == topic) {
+            self.attempt = TopicAttempt::None;
+        }
+    }
+
+    /// Lets an attempt of each topic follow at once.
+    fn try_all(&mut self) {
+        self.topics.iter_mut().for_each(|it| (it.due, it.times) = (0, 0));
+    }
+}
+
+impl UpstreamSession {
+    /// Whether the messages of this topic are put off.
+    pub(crate) fn is_denied(&self, topic: &str) -> bool {
+        !self.denied.is_empty() && {
+            let topic = hash(topic);
+            self.denied.topics.iter().any(|it| it.is_put_off && it.topic == topic)
+        }
+    }
+
+    /// The number of topics whose messages are put off.
+    pub(crate) fn denied_topics(&self) -> usize {
+        self.denied.topics.iter().filter(|it| it.is_put_off).count()
+    }
+
+    /// Puts off the messages of the topic of this one.
+    pub(super) fn deny(&mut self, message: &Message, now: u64) {
+        let topic = message.view().topic();
+        let Some(it) = self.denied.record(hash(topic)) else { return };
+        (it.is_put_off, it.due, it.times, it.strikes, it.others) = (true, now + FIRST_MS, 0, 0, false);
+        self.denied.has_ended = true;
+        warn!(
+            upstream = self.name,
+            topic,
+            rule = self.rules.place_of_out(topic),
+            "the upstream closes the connection at messages on this topic, and takes others: they are kept and do not hold up \
+             the others, one of them is tried after a minute and then ever more rarely, up to once an hour, and they are the \
+             first to give way when the journal is full"
+        );
+    }
+
+    /// Lets an attempt of each topic follow at once, because rules or settings have changed, or the address.
+    pub(super) fn try_denied(&mut self) {
+        self.denied.try_all();
+        self.put_off.try_denied();
+    }
+
+    /// Appends the messages that are tried to the journal once more, so that a start repeats nothing that went past them.
+    pub(crate) fn move_denied(&mut self) -> Vec<SessionAction> {
+        let mut actions = Vec::new();
+        for at in 0..self.in_flight.len() {
+            let message = &self.in_flight[at];
+            let source = message.source.as_ref().filter(|_| message.waits && !message.is_released);
+            if source.is_some_and(|it| self.put_off.is_denied(it.lane, it.position)) {
+                self.start_move(at, &mut actions);
+            }
+        }
+        actions
+    }
+
+    /// Whether nothing may be sent before the attempt of a topic.
+    pub(super) fn is_quiet_for_topic(&self) -> bool {
+        let TopicAttempt::Quiet(topic, _) = self.denied.attempt else { return false };
+        let tried = self.denied.topics.iter().find(|it| it.topic == topic).and_then(|it| it.tried);
+        let is_it = |source: &SentFrom| Some((source.lane, source.position)) == tried;
+        self.in_flight.iter().any(|message| message.waits && message.source.as_ref().is_some_and(is_it))
+    }
+
+    /// Puts off a message of the journal whose topic is denied. Returns it if its topic is not.
+    pub(super) fn take_denied(
+        &mut self,
+        source: SentFrom,
+        is_released: bool,
+        now: u64,
+        actions: &mut Vec<SessionAction>,
+    ) -> Option<SentFrom> {
+        if self.denied.is_empty() {
+            return Some(source);
+        }
+        let (topic, place) = (hash(source.message.view().topic()), (source.lane, source.position));
+        let Some(it) = self.denied.put_off(topic) else { return Some(source) };
+        if it.tried.is_some_and(|(lane, position)| !self.put_off.knows(lane, position)) {
+            // the journal does not have it any more
+            (it.tried, it.strikes) = (None, 0);
+            actions.extend(it.has_shelved.then_some(SessionAction::TakeBack));
+        }
+        // the upstream may have it, by the packet id of this place
+        let is_begun = is_released || source.is_begun || source.is_possible;
+        if it.tried.is_none() && (it.comes_back || !it.has_shelved || is_begun) {
+            (it.tried, it.comes_back) = (Some(place), false);
+        }
+        let is_tried = it.tried == Some(place);
+        if is_tried {
+            self.put_off.deny(&source, topic, it.due);
+        }
+        if is_tried || is_begun {
+            self.put_off(source, is_released, now);
+            return None;
+        }
+        it.has_shelved = true;
+        self.under_way.begin(&source);
+        let mut shelved = SentMessage::new(Some(source), now);
+        shelved.outcome = Some(LedgerOutcome::Dropped(DropReason::EndsConnection));
+        self.in_flight.push_back(shelved);
+        self.settle(actions);
+        None
+    }
+
+    /// Records how a message has ended, while topics are known.
+    pub(super) fn topic_ended(
+        &mut self,
+        place: (Lane, Position),
+        message: &Message,
+        outcome: LedgerOutcome,
+        actions: &mut Vec<SessionAction>,
+    ) {
+        let topic = hash(message.view().topic());
+        if outcome == LedgerOutcome::Acked {
+            self.denied.topics.iter_mut().for_each(|it| it.others = true);
+        }
+        let Some(at) = self.denied.topics.iter().position(|it| it.topic == topic) else { return };
+        let it = &mut self.denied.topics[at];
+        if outcome == LedgerOutcome::Acked {
+            let it = self.denied.topics.swap_remove(at);
+            if it.is_put_off {
+                self.suspicion.found_innocent();
+                info!(upstream = self.name, topic = message.view().topic(), "the upstream takes this topic again");
+            }
+            actions.extend(it.has_shelved.then_some(SessionAction::TakeBack));
+        } else if it.tried == Some(place) {
+            (it.tried, it.strikes) = (None, 0);
+            actions.extend(it.has_shelved.then_some(SessionAction::TakeBack));
+        } else {
+            return;
+        }
+        self.denied.end_attempt(topic);
+    }
+
+    /// Handles the end of a connection by the upstream while only this message was unanswered. Returns whether it was the
+    /// attempt of a topic.
+    pub(super) fn ended_at_topic(&mut self, source: &SentFrom, now: u64, actions: &mut Vec<SessionAction>) -> bool {
+        if self.denied.is_empty() {
+            return false;
+        }
+        let (topic, place) = (hash(source.message.view().topic()), (source.lane, source.position));
+        let is_last = self.denied.attempt == TopicAttempt::Alone(topic, true);
+        let needed = self.suspicion.needed(now);
+        let Some(it) = self.denied.put_off(topic).filter(|it| it.tried == Some(place)) else { return false };
+        let counts = u32::from(std::mem::take(&mut it.others));
+        (it.strikes, it.times) = (it.strikes + counts, it.times + counts);
+        let is_next_last = !is_last && it.strikes >= needed;
+        let pause = if is_next_last { QUIET_MS } else { (FIRST_MS << it.times.min(10)).min(LONGEST_MS) };
+        it.due = now + pause;
+        let (due, has_shelved) = (it.due, it.has_shelved);
+        self.denied.has_ended = true;
+        self.denied.attempt = if is_next_last { TopicAttempt::Quiet(topic, source.lane) } else { TopicAttempt::None };
+        for other in self.denied.topics.iter_mut().filter(|it| it.topic != topic) {
+            other.due = other.due.max(now + APART_MS);
+        }
+        self.put_off.keep_apart(now + APART_MS);
+        self.put_off.deny(source, topic, due);
+        if is_last && self.suspicion.was_first_after(QUIET_MS) {
+            self.set_aside(source, actions);
+            if let Some(it) = self.denied.put_off(topic) {
+                (it.tried, it.strikes) = (None, 0);
+            }
+            actions.extend(has_shelved.then_some(SessionAction::TakeBack));
+        }
+        true
+    }
+
+    /// Drops a message that ends connections.
+    pub(super) fn set_aside(&mut self, source: &SentFrom, actions: &mut Vec<SessionAction>) {
+        let why = "the upstream closes the connection whenever it gets this message, and takes others";
+        self.counts.add_loss(&self.name, DropReason::EndsConnection, source.message.view().topic(), why);
+        self.suspicion.past(source.lane, source.position);
+        self.put_off.past(source.lane, source.position);
+        let outcome = LedgerOutcome::Dropped(DropReason::EndsConnection);
+        actions.push(SessionAction::Settle(source.lane, source.position, outcome));
+    }
+
+    /// Whether a message on the shelf goes back to its lane: because its topic is not denied any more, or to be tried.
+    pub(crate) fn takes_back(&mut self, topic: &str) -> bool {
+        let topic = hash(topic);
+        if !self.denied.knows_shelf
+            && self.denied.put_off(topic).is_none()
+            && self.denied.has_room()
+            && let Some(it) = self.denied.record(topic)
+        {
+            // the one that was tried is in its lane
+            (it.is_put_off, it.comes_back, it.due) = (true, true, 0);
+        }
+        let Some(it) = self.denied.put_off(topic) else { return true };
+        it.has_shelved = true;
+        it.tried.is_none() && !std::mem::replace(&mut it.comes_back, true)
+    }
+
+    /// Whether all that waits was read, and a message that is to be tried was not there: then it comes from the shelf.
+    pub(crate) fn misses_tried(&mut self) -> bool {
+        let mut misses = false;
+        for it in self.denied.topics.iter_mut().filter(|it| it.comes_back && it.tried.is_none()) {
+            (it.comes_back, misses) = (false, true);
+        }
+        misses
+    }
+
+    /// Records that all messages on the shelf were looked at.
+    pub(crate) fn took_back(&mut self) {
+        self.denied.knows_shelf = true;
+        let without = self.denied.topics.iter_mut().filter(|it| it.tried.is_none() && !it.comes_back);
+        without.for_each(|it| it.has_shelved = false);
+    }
+}

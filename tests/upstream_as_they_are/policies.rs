@@ -1,0 +1,71 @@
+//! Upstreams that close the connection at every message of a topic, as the policies of clouds do.
+
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::played::{Played, Say};
+use crate::support::{Connect, Gateway, PATIENCE, Properties, http, wait_until};
+use crate::{drained, ledger, start, upstream};
+
+/// An upstream that closes the connection at messages on `loft/secret`, until they are allowed.
+fn policy(allowed: &Arc<AtomicBool>) -> Played {
+    let allowed = allowed.clone();
+    Played::new(move |heard| match heard.publish() {
+        Some(publish) if publish.topic == "loft/secret" && !allowed.load(Ordering::Relaxed) => Say::Close,
+        _ => Say::Usual,
+    })
+}
+
+/// Publishes three denied messages and a good one, ten times a second, until so many good ones are at the upstream. Returns the
+/// numbers of denied and good messages.
+fn publish_until(gateway: &Gateway, played: &Played, good: usize) -> (usize, usize) {
+    let mut client = Connect::v5("publisher").open(gateway.port);
+    let begun = Instant::now();
+    let mut rounds = 0;
+    while played.texts().len() < good {
+        assert!(begun.elapsed() < PATIENCE, "{} of {good}", played.texts().len());
+        for number in 0..3 {
+            client.publish_with("loft/secret", (3 * rounds + number).to_string(), 1, false, &Properties::new());
+        }
+        client.publish_with(&format!("loft/{}", rounds % 5), format!("good {rounds}"), 1, false, &Properties::new());
+        rounds += 1;
+        sleep(Duration::from_millis(100));
+    }
+    client.disconnect();
+    (3 * rounds, rounds)
+}
+
+#[test]
+fn a_denied_topic_holds_up_no_other_one_and_arrives_when_it_is_allowed() {
+    let allowed = Arc::new(AtomicBool::new(false));
+    let played = policy(&allowed);
+    let (gateway, port) = start(&upstream(played.port, "protocol = 4"));
+    let (denied, good) = publish_until(&gateway, &played, 120);
+    let texts: Vec<String> = (0..good).map(|number| format!("good {number}")).collect();
+    played.wait_for(&texts.iter().map(String::as_str).collect::<Vec<_>>());
+    let connections = played.log().connections.len();
+    assert!(connections <= 12, "{connections}");
+    let line = gateway.wait_for_line("closes the connection at messages on this topic");
+    assert!(line.contains("WARN") && line.contains("loft/secret") && line.contains("pigateway.toml:"), "{line}");
+    wait_until("all are counted", || {
+        let shown = &http::get(port, "/api/v1/upstreams").json()[0];
+        let counts = (&shown["denied_topics"], &shown["ledger"]["pending"], &shown["ledger"]["acked"]);
+        counts == (&1.into(), &denied.into(), &good.into())
+    });
+    // over a restart
+    let data = gateway.dir().join("data").display().to_string();
+    let killed = gateway.end();
+    let shown = Command::new(env!("CARGO_BIN_EXE_pigateway")).args(["journal", &data]).output().unwrap();
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains("upstream/home/denied"), "{shown}");
+    allowed.store(true, Ordering::Relaxed);
+    let (setup, port) = killed.setup().config(&upstream(played.port, "protocol = 4")).http();
+    let gateway = setup.start();
+    gateway.wait_for_line("takes this topic again");
+    assert_eq!((drained(port), ledger(port)["acked"].clone()), (0, (denied + good).into()));
+    let secret = played.texts().into_iter().filter_map(|text| text.parse::<usize>().ok());
+    assert_eq!(secret.collect::<Vec<_>>(), (0..denied).collect::<Vec<_>>());
+}
