@@ -282,7 +282,6 @@ fn what_is_refused_for_good_is_set_aside_and_what_is_refused_for_now_comes_again
     }
     gateway.wait_for_line("quota is exceeded");
     gateway.wait_for_line("the upstream refuses it");
-    gateway.wait_for_line("takes messages again");
     wait_until("the ledger says so", || {
         let ledger = ledger(port);
         ledger["dropped"]["refused"] == 2 && ledger["acked"] == 4 && ledger["pending"] == 0

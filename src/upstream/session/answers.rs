@@ -56,7 +56,9 @@ impl UpstreamSession {
             self.refuse_retain("reason code 0x9A");
         } else if TRANSIENT.contains(&reason) {
             message.again = true;
-            if let (IN_USE, true, Some(packet_id)) = (reason, message.is_exact, message.packet_id) {
+            let (is_exact, packet_id) = (message.is_exact, message.packet_id);
+            self.quota.refused(now);
+            if let (IN_USE, true, Some(packet_id)) = (reason, is_exact, packet_id) {
                 // the id is in use by a message from another time, so it is freed
                 self.free_id(packet_id, &mut actions);
             }
@@ -75,8 +77,12 @@ impl UpstreamSession {
             let outcome = if refused { LedgerOutcome::Dropped(DropReason::Refused) } else { LedgerOutcome::Acked };
             message.outcome = Some(outcome);
             actions.extend(message.deletes.take().filter(|_| !refused).map(SessionAction::Deleted));
-            if !refused && self.pause.is_none() && std::mem::take(&mut self.pauses) > 0 {
-                info!(upstream = self.name, "the upstream takes messages again");
+            if !refused && self.pause.is_none() {
+                self.pauses = 0;
+                let most = self.link.map_or(1, |link| self.most_in_flight(link));
+                if self.quota.acked(most, now) {
+                    info!(upstream = self.name, "the upstream has taken all messages for a minute");
+                }
             }
             if let Some((lane, position)) = copy {
                 self.copy_arrived(lane, position);
@@ -127,7 +133,8 @@ impl UpstreamSession {
         let wait = (FIRST_PAUSE_MS << (pause.times - 1).min(10)).min(LONGEST_PAUSE_MS);
         pause.until = Some(now + wait);
         let times = pause.times;
-        if times.is_power_of_two() {
+        let most = self.link.map_or(1, |link| self.most_in_flight(link));
+        if self.quota.rests(times, most) {
             let (upstream, seconds) = (&self.name, wait / 1000);
             warn!(upstream, times, seconds, "the upstream's quota is exceeded: messages wait, none is lost");
         }

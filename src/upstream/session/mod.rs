@@ -9,7 +9,7 @@
 //! **Later.** Two refusals only mean that the upstream accepts nothing at the moment, so they set no message aside: quota
 //! exceeded (0x97), and packet identifier in use (0x91), which shows that both sides count differently. When everything in
 //! flight is answered, the upstream gets a pause, which becomes longer each time, and then the refused message and all after
-//! it, in order. All other refusals are final [MQTT-5 3.4.2.1]: unspecified (0x80) and implementation specific (0x83) errors
+//! it, in order, fewer at a time ([`quota`]). All other refusals are final [MQTT-5 3.4.2.1]: unspecified (0x80) and implementation specific (0x83) errors
 //! mean that the upstream does not accept this message, without a sign that it ever will.
 //!
 //! **Live first.** If there are two lanes (see [`super::lanes`]), messages of the backlog leave an eighth of the window free
@@ -44,6 +44,7 @@ mod learned;
 mod opening;
 mod outgoing;
 mod put_off;
+mod quota;
 mod rate;
 mod sent;
 mod suspect;
@@ -62,6 +63,7 @@ use self::learned::Learned;
 pub(crate) use self::opening::FILTERS;
 use self::opening::SessionOpening;
 use self::put_off::PutOff;
+use self::quota::UpstreamQuota;
 use self::rate::Throttle;
 use self::sent::{SentFrom, SentMessage};
 use self::suspicion::Suspicion;
@@ -138,6 +140,7 @@ pub(crate) struct UpstreamSession {
     pause: Option<Pause>,
     /// The number of pauses in a row.
     pauses: u32,
+    quota: UpstreamQuota,
     /// Whether a message that is not from the journal must be sent again.
     own_put_off: bool,
     /// Whether the upstream has answered a message before an earlier one on this connection.
@@ -194,6 +197,7 @@ impl UpstreamSession {
             has_recorded: false,
             pause: None,
             pauses: 0,
+            quota: UpstreamQuota::default(),
             own_put_off: false,
             is_out_of_order: false,
             is_passing: false,
@@ -334,13 +338,18 @@ impl UpstreamSession {
         if self.is_cautious() {
             return usize::from(!self.in_flight.iter().any(SentMessage::is_awaited));
         }
-        let window = usize::from(self.max_inflight.min(link.receive_maximum).max(1));
+        let window = usize::from(self.quota.window(self.most_in_flight(link)));
         let window = match role {
             _ if self.under_way.is_enough(role) && self.in_flight.len() > self.waiting => 0,
             Role::Live => window,
             Role::Backlog => window - if window > 1 { (window / 8).max(1) } else { 0 },
         };
         window.saturating_sub(self.in_flight.len() - self.waiting)
+    }
+
+    /// The most messages in flight that both sides allow.
+    fn most_in_flight(&self, link: Link) -> u16 {
+        self.max_inflight.min(link.receive_maximum).max(1)
     }
 
     /// Whether messages are sent one at a time.

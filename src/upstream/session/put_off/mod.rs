@@ -236,7 +236,7 @@ impl UpstreamSession {
             let passed = self.in_flight.iter().filter(|message| message.is_passed && message.is_unanswered());
             passed.filter(|message| message.source.is_some() || message.gone_to.is_some())
         };
-        let window = usize::from(self.max_inflight.min(link.receive_maximum).max(1));
+        let window = usize::from(self.most_in_flight(link));
         let is_due = |message: &SentMessage| {
             let place = message.gone_to.or(message.source.as_ref().map(|source| (source.lane, source.position)));
             let mut entries = self.put_off.entries.iter();

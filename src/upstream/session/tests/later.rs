@@ -22,15 +22,52 @@ fn what_the_upstream_does_not_take_now_is_sent_later_and_in_order() {
         assert!(!bench.session.has_room(Role::Live));
         assert_eq!(bench.session.time(now), []);
         bench.pump(now);
-        assert_eq!(bench.deliver(id), ["1", "3", "4", "5"], "what was taken is not sent again");
-        for _ in 0..4 {
+        let sent = bench.deliver(id);
+        assert_eq!(sent, ["1", "3"][..sent.len()], "what was taken is not sent again");
+        assert_eq!(sent.len(), if now == FIRST_PAUSE_MS { 2 } else { 1 }, "half of the window, and half again");
+        for _ in sent {
             let actions = bench.session.acked(id, reason, now);
             bench.perform(actions);
             id += 1;
         }
     }
+    for expected in [["3", "4"], ["5", ""]] {
+        bench.pump(0);
+        let sent = bench.deliver(id);
+        assert_eq!(sent, expected[..sent.len()], "one more for as many as were acknowledged");
+        for _ in sent {
+            bench.ack(id, 0);
+            id += 1;
+        }
+    }
     let ledger = bench.ledger();
     assert_eq!((ledger.acked, ledger.pending, ledger.dropped.total()), (6, 0, 0));
+}
+
+#[test]
+fn a_lasting_quota_costs_few_messages_that_are_sent_in_vain() {
+    // ten messages a second
+    let mut bench = Bench::new(|settings| settings.max_inflight = 100);
+    bench.append_many(0..300);
+    bench.connect(V5);
+    let (mut now, mut id, mut sent, mut taken_until) = (0, 1, 0, 0);
+    while bench.ledger().pending > 0 {
+        bench.pump(now);
+        for _ in 0..bench.deliver(id).len() {
+            sent += 1;
+            let is_taken = taken_until <= now + 1_000;
+            taken_until = if is_taken { taken_until.max(now) + 100 } else { taken_until };
+            let actions = bench.session.acked(id, if is_taken { 0 } else { 0x97 }, now);
+            bench.perform(actions);
+            id += 1;
+        }
+        if let Some(deadline) = bench.session.deadline() {
+            now = now.max(deadline);
+            bench.time(now);
+        }
+    }
+    assert!(now < 45_000, "{now} ms");
+    assert!(sent < 600, "{sent}");
 }
 
 #[test]
