@@ -10,8 +10,13 @@
 //! because a topic of few levels visits few of them, whatever filters others have. What a message costs beyond that, because
 //! there are thousands of shared subscriptions for it, is charged to their owner ([`super::shared`]). All charged clients
 //! share a quarter of the time, and each owner (a user, all guests together, all upstreams together) gets the same part of
-//! it. An owner that has used up its part waits for its turn before its next search or publication. Clients that are never
-//! charged are never looked up here.
+//! it. The part of the guests is divided in the same way among their networks, so there is an [`Account`] for each of them.
+//! Whoever has used up its part waits for its turn before its next search or publication. Clients that are never charged are
+//! never looked up here.
+//!
+//! The debt of an account has no bound. A bound would let its other clients begin before the work of all of them is paid
+//! off, so the more clients a user or a network has, the more it would get. Others wait for it only if nobody knows from
+//! where they come.
 //!
 //! The dispatcher charges a publication only when it gets to it, so what may wait for it is limited: a batch of a client has
 //! at most [`MOST_DEEP`] changes of topics with more levels than usual, and while such a batch is on its way the next one
@@ -19,7 +24,8 @@
 //!
 //! [`MOST_DEEP`]: crate::message::MOST_DEEP
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -41,11 +47,16 @@ const BURST: Duration = Duration::from_millis(20);
 /// that last so long then take less than a hundredth of the time of others.
 const AT_ONCE: Duration = Duration::from_millis(10);
 const DEAR: u32 = 40;
-/// If its owner is behind by this much, a client that has just connected waits as well, so that a new client id gives no
+/// If its account is behind by this much, a client that has just connected waits as well, so that a new client id gives no
 /// advantage.
 const BEHIND: Duration = Duration::from_secs(1);
-/// The most clients that are tracked separately. Others wait with their owner.
+/// The most clients that are tracked separately. Others wait with their account.
 const MOST_CLIENTS: usize = 4096;
+/// The most accounts that are kept separately. Other networks of guests have one together. Users have at most 248.
+const MOST_ACCOUNTS: usize = 512;
+/// The networks of so many guests are still known after they have left, because their last publications may be charged only
+/// then.
+const MOST_DEPARTED: usize = 4096;
 
 /// The progress of a search.
 #[derive(Debug, Default)]
@@ -108,12 +119,70 @@ pub(crate) struct Meter {
     charged: Mutex<Charged>,
 }
 
+/// Those who are charged together: all clients of an owner, or the guests of one network, which the origin stands for.
+type Account = (Owner, Option<Origin>);
+
 #[derive(Debug, Default)]
 struct Charged {
-    /// For each owner, the time by which its charge is paid off at its rate.
-    owners: HashMap<Owner, Instant>,
+    /// For each account, the time by which its charge is paid off at its rate.
+    accounts: HashMap<Account, Instant>,
     /// For each client, the time of its next turn.
     turns: HashMap<(Origin, Owner), Instant>,
+    /// For each guest of MQTT, the origin that stands for its network, and the number of its connection.
+    networks: HashMap<Origin, (Origin, u64)>,
+    /// Those of them that have left, the first one first.
+    departed: VecDeque<(Origin, u64)>,
+    connections: u64,
+}
+
+impl Charged {
+    /// The account of a client. A guest whose network is not known has one of its own.
+    fn account(&self, origin: Origin) -> Account {
+        if origin.owner != Owner::GUESTS {
+            return (origin.owner, None);
+        }
+        let network = self.networks.get(&origin).map_or(origin, |(network, _)| *network);
+        let account = (origin.owner, Some(network));
+        if self.accounts.len() >= MOST_ACCOUNTS && !self.accounts.contains_key(&account) {
+            return (origin.owner, None);
+        }
+        account
+    }
+
+    /// By how much the time of this account is divided at present: among the owners in debt, and of one owner among its
+    /// accounts.
+    fn parts(&self, account: Account, now: Instant) -> u32 {
+        let (mut owners, mut accounts, mut seen) = (1, 1, [false; 256]);
+        for (other, _) in self.accounts.iter().filter(|(other, until)| **other != account && **until > now) {
+            if other.0 == account.0 {
+                accounts += 1;
+            } else if !std::mem::replace(&mut seen[other.0.index()], true) {
+                owners += 1;
+            }
+        }
+        owners * accounts
+    }
+}
+
+/// A connection of a guest, whose network pays for it. What is charged soon after its end counts for the network too.
+#[derive(Debug)]
+pub(crate) struct PaidByNetwork {
+    meter: Arc<Meter>,
+    guest: Origin,
+    number: u64,
+}
+
+impl Drop for PaidByNetwork {
+    fn drop(&mut self) {
+        let mut charged = self.meter.charged.lock();
+        charged.departed.push_back((self.guest, self.number));
+        if charged.departed.len() > MOST_DEPARTED
+            && let Some((guest, number)) = charged.departed.pop_front()
+            && charged.networks.get(&guest).is_some_and(|(_, newest)| *newest == number)
+        {
+            charged.networks.remove(&guest);
+        }
+    }
 }
 
 impl Meter {
@@ -130,12 +199,12 @@ impl Meter {
         }
         let now = Instant::now();
         let mut charged = self.charged.lock();
-        charged.owners.retain(|_, until| *until + BURST * PART > now);
-        let others = charged.owners.iter().filter(|(owner, until)| **owner != origin.owner && **until > now).count();
-        // an owner that has not been charged for long has its whole free time again
-        let from = charged.owners.get(&origin.owner).copied().unwrap_or(now - BURST * PART);
-        let until = from + cost * PART * (others as u32 + 1);
-        charged.owners.insert(origin.owner, until);
+        charged.accounts.retain(|_, until| *until + BURST * PART > now);
+        let account = charged.account(origin);
+        // an account that has not been charged for long has its whole free time again
+        let from = charged.accounts.get(&account).copied().unwrap_or(now - BURST * PART);
+        let until = from + cost * PART * charged.parts(account, now);
+        charged.accounts.insert(account, until);
         if until <= now {
             return;
         }
@@ -157,7 +226,7 @@ impl Meter {
         let mut charged = self.charged.lock();
         let turn = match charged.turns.get(&(origin, origin.owner)) {
             Some(turn) => Some(*turn),
-            None if charged.turns.len() >= MOST_CLIENTS => charged.owners.get(&origin.owner).copied(),
+            None if charged.turns.len() >= MOST_CLIENTS => charged.accounts.get(&charged.account(origin)).copied(),
             None => None,
         };
         if let Some(turn) = turn
@@ -166,7 +235,7 @@ impl Meter {
             return Some(turn);
         }
         charged.turns.remove(&(origin, origin.owner));
-        let is_any = !charged.turns.is_empty() || charged.owners.values().any(|until| *until > now + BEHIND);
+        let is_any = !charged.turns.is_empty() || charged.accounts.values().any(|until| *until > now + BEHIND);
         self.is_any.store(is_any, Ordering::Relaxed);
         None
     }
@@ -176,8 +245,21 @@ impl Meter {
         if !self.is_any.load(Ordering::Relaxed) {
             return None;
         }
-        let until = *self.charged.lock().owners.get(&origin.owner)? - BEHIND;
+        let charged = self.charged.lock();
+        let until = *charged.accounts.get(&charged.account(origin))? - BEHIND;
         (until > Instant::now()).then_some(until)
+    }
+
+    /// Charges a guest together with its network, which `network` stands for. Users pay for themselves, wherever they are.
+    pub(crate) fn paid_by_network(self: &Arc<Meter>, guest: Origin, network: Origin) -> Option<PaidByNetwork> {
+        if guest.owner != Owner::GUESTS {
+            return None;
+        }
+        let mut charged = self.charged.lock();
+        charged.connections += 1;
+        let number = charged.connections;
+        charged.networks.insert(guest, (network, number));
+        Some(PaidByNetwork { meter: self.clone(), guest, number })
     }
 }
 
@@ -189,6 +271,10 @@ mod tests {
 
     fn client(name: &str, user: Option<&str>) -> Origin {
         Origin::client(name).owned_by(Owner::of(user))
+    }
+
+    fn network(last: u8) -> Origin {
+        Origin::http_from([10, 0, 0, last].into())
     }
 
     async fn pay(meter: &Meter, origin: Origin, cost: Duration, times: u32) {
@@ -219,9 +305,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn many_clients_of_one_owner_are_no_more_than_one_and_owners_share() {
-        let (meter, ms) = (Meter::default(), Duration::from_millis);
+        let (meter, ms) = (Arc::new(Meter::default()), Duration::from_millis);
         let begin = Instant::now();
         let guests: Vec<Origin> = (0..100).map(|number| client(&number.to_string(), None)).collect();
+        let _connections: Vec<_> = guests.iter().map(|guest| meter.paid_by_network(*guest, network(1))).collect();
         let all = futures_util::future::join_all(guests.iter().map(|guest| pay(&meter, *guest, ms(5), 3)));
         let user = async {
             advance(ms(1)).await;
@@ -247,10 +334,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_new_client_id_is_no_way_out() {
-        let meter = Meter::default();
+        let meter = Arc::new(Meter::default());
         let begin = Instant::now();
         for number in 0..1000 {
             let origin = client(&number.to_string(), None);
+            drop(meter.paid_by_network(origin, network(1)));
             while let Some(turn) = meter.turn(origin).or_else(|| meter.first_turn(origin)) {
                 sleep_until(turn).await;
             }
@@ -264,12 +352,38 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn networks_of_guests_have_debts_of_their_own_and_share_one_part() {
+        let (meter, ms) = (Arc::new(Meter::default()), Duration::from_millis);
+        let meet = |id: &str, last| (client(id, None), meter.paid_by_network(client(id, None), network(last)));
+        let (greedy, left) = meet("greedy", 1);
+        drop(left);
+        meter.charge(greedy, ms(50));
+        let (same, _same) = meet("same", 1);
+        let (other, _other) = meet("other", 2);
+        assert!(meter.first_turn(same).is_some() && meter.first_turn(network(1)).is_some(), "by every door");
+        assert!(meter.first_turn(other).is_none() && meter.first_turn(network(2)).is_none());
+        // what another network costs is its own debt, of which it pays off half as much as alone
+        let begin = Instant::now();
+        pay(&meter, other, ms(5), 12).await;
+        assert!((ms(340)..=ms(380)).contains(&begin.elapsed()), "60 ms in {:?}", begin.elapsed());
+        assert!(meter.turn(greedy).is_some());
+        // a client that has moved is charged where it is
+        let (_, _moved) = meet("same", 2);
+        assert_eq!(meter.first_turn(same), None);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn it_remembers_no_more_clients_than_it_has_room_for() {
-        let meter = Meter::default();
+        let meter = Arc::new(Meter::default());
         for number in 0..2 * MOST_CLIENTS {
-            meter.charge(client(&number.to_string(), None), Duration::from_millis(5));
+            let origin = client(&number.to_string(), None);
+            drop(meter.paid_by_network(origin, Origin::http_from(std::net::Ipv4Addr::from(number as u32).into())));
+            meter.charge(origin, Duration::from_millis(5));
         }
-        assert_eq!(meter.charged.lock().turns.len(), MOST_CLIENTS);
+        let charged = meter.charged.lock();
+        assert_eq!(charged.turns.len(), MOST_CLIENTS);
+        assert_eq!((charged.accounts.len(), charged.networks.len()), (MOST_ACCOUNTS + 1, MOST_DEPARTED));
+        drop(charged);
         assert!(meter.turn(client("7000", None)).is_some(), "it waits with all guests");
         advance(Duration::from_secs(100_000)).await;
         assert_eq!(meter.turn(client("7000", None)), None);

@@ -18,6 +18,7 @@ use super::sign_ins::SignIn;
 use crate::access::Access;
 use crate::access::authenticate::{Credentials, Refusal};
 use crate::access::authorise::Permissions;
+use crate::access::guesses::network;
 use crate::access::identity::Identity;
 use crate::access::places::{Newcomer, Place, PlaceHolder};
 use crate::message;
@@ -81,7 +82,10 @@ impl Caller {
 
     /// The origin of messages that the caller publishes.
     pub(crate) fn origin(&self) -> message::Origin {
-        message::Origin::http().owned_by(message::Owner::of(self.identity.user.as_deref()))
+        match self.user() {
+            Some(user) => message::Origin::http().owned_by(message::Owner::of(Some(user))),
+            None => message::Origin::http_from(network(self.from)),
+        }
     }
 
     /// The caller as a candidate for a place.

@@ -31,6 +31,7 @@ pub mod via;
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::net::IpAddr;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -154,6 +155,11 @@ impl Origin {
     /// Requests by HTTP.
     pub fn http() -> Origin {
         Origin::of("http", "", Owner::GUESTS)
+    }
+
+    /// Requests by HTTP of guests in this network, and the network itself.
+    pub(crate) fn http_from(network: IpAddr) -> Origin {
+        Origin::of("http", &network.to_string(), Owner::GUESTS)
     }
 
     /// The shared subscriptions of this owner. They publish nothing, but cost time.

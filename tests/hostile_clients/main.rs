@@ -7,6 +7,7 @@
 mod support;
 
 mod bounds;
+mod debts;
 mod floods;
 mod malformed;
 mod many_filters;

@@ -9,6 +9,7 @@
 pub mod broker;
 pub mod browser;
 pub mod client;
+pub mod debt;
 pub mod fleet;
 pub mod http;
 pub mod kernel;

@@ -48,6 +48,7 @@ use crate::access::guesses::network;
 use crate::access::identity::Identity;
 use crate::access::places::{Place, PlaceHolder};
 use crate::exchange::delivery::Run;
+use crate::exchange::meter::PaidByNetwork;
 use crate::exchange::receiving::Reservation;
 use crate::exchange::subscribers::Subscriber;
 use crate::journal::Position;
@@ -174,6 +175,8 @@ struct BrokerConnection {
     is_short: bool,
     /// When the client may search for the first time, if clients of its owner had searched too much when it connected.
     first_turn: Option<Instant>,
+    /// Charges a client without a user together with its network.
+    _payer: Option<PaidByNetwork>,
     /// Messages that were taken from the inbox and are not sent yet.
     pending: Option<Run>,
     /// Memory for the large packet that is being received, or a place in the queue for it.
@@ -361,10 +364,12 @@ async fn open(
         subscriber: subscriber.clone(),
         is_new: !present,
     });
+    let origin = core::origin(&owner);
+    let payer = core.ingress.meter().paid_by_network(origin, Origin::http_from(network(peer.address)));
     let mut out = BytesMut::new();
     admit::greet(&mut out, core, &connect, present, assigned.then_some(&*identity.client_id), keep_alive);
     let connection = Box::new(BrokerConnection {
-        origin: core::origin(&owner),
+        origin,
         identity,
         address: peer.address,
         permissions,
@@ -395,7 +400,8 @@ async fn open(
         change: None,
         has_more: false,
         has_input: false,
-        first_turn: core.ingress.meter().first_turn(core::origin(&owner)),
+        first_turn: core.ingress.meter().first_turn(origin),
+        _payer: payer,
         _place: place,
         core: core.clone(),
     });

@@ -191,7 +191,7 @@ impl Ingress {
     }
 
     /// The costs of clients and their turns.
-    pub(crate) fn meter(&self) -> &Meter {
+    pub(crate) fn meter(&self) -> &Arc<Meter> {
         &self.inner.meter
     }
 
