@@ -7,7 +7,7 @@
 //! | `connection/` | one client from CONNECT to the end: `handshake`, `admit`, then `run` with `receive` and `deliver` |
 //! | `allowance` | limits what changes of sessions write to the card |
 //! | `keep`, `wills` | sessions, retained messages and last wills on disk |
-//! | `waiting_will` | last wills in memory |
+//! | `waiting_will`, `late_wills` | last wills in memory |
 //! | `groups` | shared subscriptions |
 //! | `session`, `registry`, `away`, `core` | what outlives a connection, who has a client id, what connections share |
 //! | `sys` | `$SYS` |
@@ -21,6 +21,7 @@ mod capacity;
 pub mod connection;
 pub mod core;
 pub mod keep;
+mod late_wills;
 pub(crate) mod listener;
 pub(crate) mod registry;
 mod replies;

@@ -10,12 +10,17 @@ use crate::mqtt::Will;
 /// Most bytes of wills of one user, or of all clients without a user name, those of absent clients included.
 pub(super) const MAX_WILLS: usize = 8 << 20;
 
+/// The bytes that a will needs for itself if its session has ended: sessions are bounded by their number, but not these.
+const WITHOUT_SESSION: usize = 512;
+
 /// A will that waits for the end of its connection, or for its delay.
 #[derive(Debug)]
 pub(crate) struct WaitingWill {
     will: Will,
     /// Gives the share back when the will is published or cancelled.
-    _held: Holding,
+    held: Holding,
+    /// Whether it waits although its session has ended.
+    is_late: bool,
 }
 
 impl WaitingWill {
@@ -41,7 +46,16 @@ impl WaitingWill {
 
     fn of(will: Will, mut held: Holding) -> WaitingWill {
         held.add(size(&will));
-        WaitingWill { will, _held: held }
+        WaitingWill { will, held, is_late: false }
+    }
+
+    /// Takes memory for waiting without a session. `false` if the holder has its share.
+    pub(super) fn may_wait_longer(&mut self) -> bool {
+        if !self.is_late && self.held.has_room(WITHOUT_SESSION) {
+            self.held.add(WITHOUT_SESSION);
+            self.is_late = true;
+        }
+        self.is_late
     }
 }
 
@@ -83,7 +97,12 @@ mod tests {
         assert_eq!(quota.total(), 954);
         let kept = WaitingWill::kept(&quota, ada.clone(), will(500));
         assert_eq!(quota.total(), 1458);
-        drop((second, kept));
+        drop(kept);
+        let (mut second, mut first) = (second, hold(1, None).unwrap());
+        assert!(!second.may_wait_longer(), "there is no room for it");
+        drop(second);
+        assert!(first.may_wait_longer() && first.may_wait_longer() && quota.total() == 5 + WITHOUT_SESSION);
+        drop(first);
         assert_eq!(quota.total(), 0);
     }
 }

@@ -9,6 +9,10 @@
 //! leave one although it has sent DISCONNECT. Wills larger than [`MOST_KEPT`] are not kept. Wills are also not kept for a
 //! user whose changes of sessions have to wait ([`super::allowance`]), because a will cannot wait.
 //!
+//! What publishes the wills of absent clients also does all else for the sessions of others, so it never waits for the turn
+//! of a client that has cost the others too much. If the session of such a client ends, its will waits by itself
+//! ([`super::late_wills`]).
+//!
 //! | size | what |
 //! |---|---|
 //! | 1 | 1, the version |
@@ -16,9 +20,11 @@
 //! | | the message |
 
 use bytes::Bytes;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::core::{Core, origin};
+use super::waiting_will::WaitingWill;
 use crate::access::authorise::Permissions;
 use crate::access::identity::{Identity, SessionName};
 use crate::access::places::PlaceHolder;
@@ -102,7 +108,7 @@ impl Core {
         }
     }
 
-    /// Publishes the last will of a client, if the client may publish it.
+    /// Publishes the last will of a client, if the client may publish it. Does not wait for its turn.
     pub(super) async fn publish_will(&self, identity: &Identity, permissions: &Permissions, will: &Will) {
         if permissions.may_publish(&will.topic) {
             self.hand_in_will(identity, will).await;
@@ -121,15 +127,50 @@ impl Core {
 
     async fn hand_in_will(&self, identity: &Identity, will: &Will) {
         let message = draft(will, &identity.session(), self.ingress.clock().boot_ms());
-        match self.ingress.publish(&message.view().to_draft()).await {
+        match self.ingress.publish_in_turn(&message.view().to_draft(), None).await {
             Ok(_) | Err(IngressError::Closed) => {}
             Err(error) => warn!(client_id = &*identity.client_id, %error, "last will not published"),
         }
     }
 
+    /// Publishes the will of a session that ends or goes on without it, now or when its client's turn has come.
+    pub(super) async fn publish_due(&self, session: &str, will: WaitingWill) {
+        match self.ingress.meter().turn(origin(session)) {
+            Some(turn) => self.publish_later(turn, session, will),
+            None => self.publish_delayed(session, &will).await,
+        }
+    }
+
+    fn publish_later(&self, turn: Instant, session: &str, mut will: WaitingWill) {
+        if will.may_wait_longer() {
+            self.late_wills.add(turn, session, will);
+        } else if let Some(more_since_last) = self.access.limiter.due(session, "last wills that wait") {
+            let client_id = SessionName::of(session);
+            warn!(%client_id, more_since_last, "last will not published: too many wait for their clients' turns");
+        }
+    }
+
+    /// Publishes a will that has waited for its client's turn.
+    pub(super) async fn publish_late(&self, session: &str, will: WaitingWill) {
+        if let Some(turn) = self.ingress.meter().turn(origin(session)) {
+            return self.publish_later(turn, session, will);
+        }
+        self.publish_authorised(session, &will).await;
+        // a client that has the session's name by now has a will of its own
+        if !self.registry.knows(session) {
+            self.keep_will(session, None);
+        }
+    }
+
+    /// Publishes a will that has waited, see [`Core::publish_authorised`].
+    pub(super) async fn publish_delayed(&self, session: &str, will: &Will) {
+        self.publish_authorised(session, will).await;
+        self.keep_will(session, None);
+    }
+
     /// Publishes a will that has waited, if its client may publish it now. Rights may have been taken away meanwhile. A will
     /// whose user was not recorded was authorised when its client connected.
-    pub(super) async fn publish_delayed(&self, session: &str, will: &Will) {
+    async fn publish_authorised(&self, session: &str, will: &Will) {
         let name = SessionName::of(session);
         let identity = name.identity();
         if name.is_unowned || self.access.authoriser.may_publish(&identity, &will.topic) {
@@ -137,7 +178,6 @@ impl Core {
         } else {
             self.say_will_denied(&identity, will);
         }
-        self.keep_will(session, None);
     }
 }
 

@@ -19,9 +19,18 @@ impl Ingress {
         draft: &Draft<'_>,
         received: Option<(ConsumerId, u16)>,
     ) -> Result<Receipt, IngressError> {
+        self.turn(draft.origin).await;
+        self.publish_in_turn(draft, received).await
+    }
+
+    /// Publishes one message for a caller that has waited for the publisher's turn, or must not wait for it.
+    pub(crate) async fn publish_in_turn(
+        &self,
+        draft: &Draft<'_>,
+        received: Option<(ConsumerId, u16)>,
+    ) -> Result<Receipt, IngressError> {
         let mut batch = BatchBuilder::default();
         batch.push(draft);
-        self.turn(draft.origin).await;
         let ids = received.map(|(consumer, packet_id)| (consumer, [(0, packet_id)]));
         loop {
             let room = self.room().notified();

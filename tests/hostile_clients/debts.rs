@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 
 use crate::support::packet::{Properties, subscribe};
-use crate::support::{Connect, Setup, debt, http};
+use crate::support::{Connect, Gateway, Setup, debt, http};
 
 #[test]
 fn a_guest_in_debt_keeps_no_other_network_waiting() {
@@ -23,4 +23,26 @@ fn a_guest_in_debt_keeps_no_other_network_waiting() {
     let waits = same.socket.peek(&mut [0]);
     assert!(waits.is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "its own network waits");
     assert_eq!(http::get(http, "/livez").status, 200);
+}
+
+#[test]
+fn the_wills_of_clients_in_debt_keep_no_others_waiting() {
+    let mut gateway = Gateway::with("[broker]\nmax_sessions = 20\n[broker.anonymous]\naccept = \"all\"\n");
+    let delayed = |id: &str, topic: &str, seconds| {
+        Connect::v5(id).persistent().will_with(topic, id, 0, false, Properties::new().four(0x18, seconds))
+    };
+    let mut watcher = Connect::v5("watcher").open_from(9, gateway.port);
+    watcher.subscribe("innocent/left", 0);
+    let (debtors, subscribers) = debt::in_debt(gateway.port, |id| delayed(id, "debtor/left", 1));
+    let innocent = delayed("innocent", "innocent/left", 2).open_from(9, gateway.port);
+    debtors.into_iter().for_each(|debtor| debtor.vanish());
+    innocent.vanish();
+    assert_eq!(watcher.receive().text(), "innocent");
+    // and sessions beyond their number end, with wills that are still to come
+    for number in 0..30 {
+        delayed(&format!("away-{number}"), "x", 900).open_from(9, gateway.port).disconnect();
+    }
+    gateway.wait_for_line("more clients are away than broker.max_sessions");
+    drop(subscribers);
+    assert!(gateway.is_running());
 }

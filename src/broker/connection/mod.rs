@@ -458,6 +458,7 @@ async fn close(
         if keep && will.delay > 0 && connection.permissions.may_publish(&will.topic) {
             delayed = Some((now + Duration::from_secs(u64::from(will.delay)), will));
         } else {
+            core.ingress.turn(connection.origin).await;
             core.publish_will(&connection.identity, &connection.permissions, &will).await;
         }
     }

@@ -14,7 +14,7 @@ use super::super::away::Parked;
 use super::super::registry::Claim;
 use super::super::session::Session;
 use super::portions::Portions;
-use super::{Core, LONGEST_SYNC};
+use super::{Core, LONGEST_SYNC, origin};
 use crate::access::identity::SessionName;
 use crate::exchange::delivery::Share;
 use crate::exchange::ingress::Receipt;
@@ -52,10 +52,11 @@ impl Core {
         Receipt { durable: ended.map(|(position, _)| position) }
     }
 
-    /// Ends the session of an absent client, and with it the delay of its will [MQTT-3.1.2-8].
+    /// Ends the session of an absent client, and with it the delay of its will [MQTT-3.1.2-8]. Does not wait for the turn of
+    /// a client that has cost the others too much: only its will does.
     async fn end_parked(&self, parked: Parked) -> Receipt {
         if let Some((_, will)) = parked.will {
-            self.publish_delayed(&parked.session.owner, &will).await;
+            self.publish_due(&parked.session.owner, will).await;
         }
         self.end(parked.session).await
     }
@@ -86,7 +87,7 @@ impl Core {
         }
         // only a client that comes back within the delay prevents its will [MQTT-3.1.3-9]
         if let Some((_, will)) = parked.will.take_if(|(at, _)| *at <= arrived) {
-            self.publish_delayed(&parked.session.owner, &will).await;
+            self.publish_due(&parked.session.owner, will).await;
         }
         Some(parked.session)
     }
@@ -111,13 +112,20 @@ impl Core {
             let now = Instant::now();
             let most = self.settings.load().max_sessions;
             // one at a time: the client of a session that has not had its turn can still claim it
-            let Some(due) = self.registry.take_due(now, most) else {
+            let (late, due) = (self.late_wills.take_due(now), self.registry.take_due(now, most));
+            if late.is_none() && due.is_none() {
                 tokio::select! {
                     () = self.cancel.cancelled() => return,
                     () = self.registry.due() => continue,
+                    () = self.late_wills.due() => continue,
                 }
-            };
-            self.attend(due, now).await;
+            }
+            if let Some((session, will)) = late {
+                self.publish_late(&session, will).await;
+            }
+            if let Some(due) = due {
+                self.attend(due, now).await;
+            }
             worked();
             yield_now().await;
         }
@@ -126,8 +134,13 @@ impl Core {
     /// Does what is due of a session.
     async fn attend(&self, (claim, mut parked): (Claim, Parked), now: Instant) {
         let has_expired = parked.expires <= now;
-        if !has_expired && let Some((_, will)) = parked.will.take_if(|(at, _)| *at <= now) {
-            self.publish_delayed(&parked.session.owner, &will).await;
+        if !has_expired && parked.will.as_ref().is_some_and(|(at, _)| *at <= now) {
+            // nobody else waits for the turn of this client
+            if let Some(turn) = self.ingress.meter().turn(origin(&parked.session.owner)) {
+                parked.will = parked.will.map(|(_, will)| (turn, will));
+            } else if let Some((_, will)) = parked.will.take() {
+                self.publish_delayed(&parked.session.owner, &will).await;
+            }
             // in the meantime its user may have been removed
             if let Some(over) = self.registry.release(claim, Some(parked)) {
                 self.end_in_hand(over).await;

@@ -21,6 +21,7 @@ use self::portions::{Portions, by_group};
 use super::allowance::Allowance;
 use super::away::Parked;
 use super::capacity;
+use super::late_wills::LateWills;
 use super::registry::{Kick, Registry};
 use super::session::{DurableFeed, Session, Subscription, split_share};
 use super::settings::BrokerSettings;
@@ -110,6 +111,7 @@ pub struct Core {
     pub(super) allowance: Allowance,
     /// The wills of clients that were connected when the gateway ended, and whose sessions ended with it.
     pub(super) orphaned_wills: Mutex<Vec<(Box<str>, Will)>>,
+    pub(super) late_wills: LateWills,
 }
 
 impl Core {
@@ -140,6 +142,7 @@ impl Core {
             groups: Groups::default(),
             allowance: Allowance::default(),
             orphaned_wills: Mutex::default(),
+            late_wills: LateWills::default(),
         })
     }
 
