@@ -4,6 +4,7 @@
 //! signal or for the first part that fails, and shuts down in order: sensors and ports first, then clients and upstreams,
 //! the router last.
 
+mod attention;
 mod clock;
 pub(crate) mod data_dir;
 pub mod exit_code;
@@ -38,10 +39,11 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use self::attention::{Attention, Ending};
 use self::data_dir::DataDir;
 use self::exit_code::ExitCode;
 use self::pulse::{Feeding, Rooms};
-use self::reload::Reloadable;
+use self::reload::{Reloadable, Work};
 use self::users::UsersChanged;
 use crate::broker::core::Core;
 use crate::config::Settings;
@@ -161,16 +163,13 @@ impl RunningGateway {
         let mut said = self.reloadable.status_line();
         let mut is_ready = false;
         loop {
+            let mut work = None;
             tokio::select! {
                 signal = signals.next() => match signal {
-                    Signal::Hangup => self.reloadable.reload().await,
+                    Signal::Hangup => work = Some(Work::Reload),
                     Signal::Interrupt | Signal::Terminate => break,
                 },
-                Some(UsersChanged { removed, acts }) = self.users.recv() => {
-                    self.reloadable.apply_users(removed.as_deref()).await;
-                    // the requester may have gone
-                    let _ = acts.send(());
-                }
+                Some(changed) = self.users.recv() => work = Some(Work::Users(changed)),
                 exit = self.supervisor.first_exit() => return self.fail(exit).await,
                 () = self.rooms.have_answered(), if !is_ready => {
                     is_ready = true;
@@ -182,13 +181,21 @@ impl RunningGateway {
                     }
                     self.say_status(&mut said);
                 }
-                () = self.reloadable.names_again() => self.reloadable.try_names_again().await,
+                () = self.reloadable.names_again() => work = Some(Work::Names),
                 // the sender is in the status that this struct holds, so it cannot end
                 _ = self.health.changed() => self.say_status(&mut said),
             }
+            while let Some(next) = work.take() {
+                let (supervisor, rooms) = (&self.supervisor, &mut self.rooms);
+                let mut attention = Attention { supervisor, rooms, signals: &mut signals, feeding: &mut feeding };
+                match attention.during(self.reloadable.perform(next)).await {
+                    Ok(is_hangup) => work = is_hangup.then_some(Work::Reload),
+                    Err(Ending::Told) => return self.stop().await,
+                    Err(Ending::Failed(exit)) => return self.fail(exit).await,
+                }
+            }
         }
-        self.stop().await;
-        Ok(())
+        self.stop().await
     }
 
     /// Updates systemd's status line if the text has changed.
@@ -211,7 +218,7 @@ impl RunningGateway {
         Err(exit.into())
     }
 
-    async fn stop(mut self) {
+    async fn stop(mut self) -> Result<(), AppError> {
         info!("stopping");
         notify::stopping();
         let begin = Instant::now();
@@ -236,6 +243,7 @@ impl RunningGateway {
         }
         self.close_journal().await;
         info!("stopped");
+        Ok(())
     }
 
     /// Writes cursors and other data that nobody has waited for.

@@ -8,7 +8,7 @@ use tokio::time::sleep_until;
 use tracing::{error, info, warn};
 
 use super::former::FormerUsers;
-use super::users::{Users, judge_again};
+use super::users::{Users, UsersChanged, judge_again};
 use super::{identity, summary};
 use crate::access::made::UserLists;
 use crate::broker::core::Core;
@@ -47,6 +47,16 @@ pub(crate) struct Changes {
     pub(crate) users: Arc<Users>,
 }
 
+/// What may take long, so that others must not wait for it.
+pub(crate) enum Work {
+    /// Read the configuration again.
+    Reload,
+    /// Apply a change of the users that were added by HTTP.
+    Users(UsersChanged),
+    /// Try again to read or write the names of former users.
+    Names,
+}
+
 impl Reloadable {
     pub(crate) fn new(
         settings: Settings,
@@ -73,8 +83,20 @@ impl Reloadable {
         line
     }
 
+    pub(crate) async fn perform(&mut self, work: Work) {
+        match work {
+            Work::Reload => self.reload().await,
+            Work::Users(UsersChanged { removed, acts }) => {
+                self.apply_users(removed.as_deref()).await;
+                // the requester may have gone
+                let _ = acts.send(());
+            }
+            Work::Names => self.former.try_again(&self.settings.broker.access, &self.core).await,
+        }
+    }
+
     /// Reads the file again and applies what has changed. A file with problems changes nothing.
-    pub(crate) async fn reload(&mut self) {
+    async fn reload(&mut self) {
         let Some(path) = self.path.clone() else {
             info!("nothing to reload: the gateway runs without a configuration file");
             return;
@@ -117,17 +139,12 @@ impl Reloadable {
         }
     }
 
-    /// Waits until [`Reloadable::try_names_again`] is due, if ever. Safe to cancel.
+    /// Waits until [`Work::Names`] is due, if ever. Safe to cancel.
     pub(crate) async fn names_again(&self) {
         match self.former.again() {
             Some(at) => sleep_until(at).await,
             None => std::future::pending().await,
         }
-    }
-
-    /// Tries again to read or write the names of former users.
-    pub(crate) async fn try_names_again(&mut self) {
-        self.former.try_again(&self.settings.broker.access, &self.core).await;
     }
 
     /// Tries a last time to write the names of former users.

@@ -61,7 +61,7 @@ async fn every_room_is_asked_whether_it_is_at_work_and_answers() {
         assert!(gateway.rooms.are_at_work());
         timeout(Duration::from_secs(10), gateway.rooms.have_answered()).await.expect("all have answered");
     }
-    gateway.stop().await;
+    gateway.stop().await.unwrap();
 }
 
 /// Creates a persistent session of ada whose client is absent.
@@ -87,7 +87,7 @@ async fn who_is_removed_while_the_gateway_goes_down_leaves_no_session() {
     let (acts, acting) = tokio::sync::oneshot::channel();
     assert!(tell.send(UsersChanged { removed: Some("ada".into()), acts }).await.is_ok());
     drop(tell);
-    gateway.stop().await;
+    gateway.stop().await.unwrap();
     acting.await.expect("whoever asked is told after it acts");
     assert!(!core.registry.knows(SESSION_OF_ADA));
 }
@@ -111,5 +111,5 @@ async fn a_name_is_known_on_disk_as_long_as_there_are_sessions_of_it() {
     gateway.core.end_sessions_of("ada").await;
     former.update(&AccessSettings::default(), &gateway.core).await;
     assert_eq!(written(), "");
-    gateway.stop().await;
+    gateway.stop().await.unwrap();
 }

@@ -11,7 +11,8 @@ use super::{Caller, config};
 use crate::support::broker::{Gateway, Setup};
 use crate::support::client::Connect;
 use crate::support::http::escape;
-use crate::support::{quick_hash as hash, wait_until};
+use crate::support::packet::Properties;
+use crate::support::{debt, quick_hash as hash, wait_until};
 
 fn made_path(gateway: &Gateway) -> std::path::PathBuf {
     gateway.dir().join("data/users.toml")
@@ -167,6 +168,27 @@ fn who_is_given_the_name_of_a_former_user_finds_nothing_of_it() {
     wait_until("HTTP", || boss.status("GET", "/livez", None) == 200);
     reload(&gateway, &before.replace(&hash("secret hand"), &another));
     assert!(!finds_session(&gateway, "a", "hand", "another"));
+}
+
+#[test]
+fn removing_a_user_in_debt_answers_at_once() {
+    let (setup, port) = Setup::default().config(&config()).config("[broker.anonymous]\naccept = \"all\"").http();
+    let gateway = setup.start();
+    let boss = Caller::named(port, "boss", "secret boss");
+    let body = json!({ "name": "eve", "password": "pw", "publish": ["#"], "subscribe": ["#"] });
+    assert_eq!(boss.status("POST", "/api/v1/users", Some(&body)), 201);
+    let delay = Properties::new().four(0x18, 900);
+    let connect = |id: &str| {
+        let connect = Connect::v5(id).login("eve", "pw").persistent();
+        connect.will_with("eve/left", "x", 0, false, delay.clone())
+    };
+    let (debtors, _subscribers) = debt::in_debt(gateway.port, connect);
+    debtors.into_iter().for_each(|debtor| debtor.vanish());
+    wait_until("they are away", || !boss.get("/api/v1/clients").to_string().contains("debtor-"));
+    // the sessions end with wills whose turns come in minutes
+    assert_eq!(boss.status("DELETE", "/api/v1/users/eve", None), 204);
+    let (code, _) = gateway.stop();
+    assert_eq!(code, Some(0));
 }
 
 fn check(gateway: &Gateway) -> (Option<i32>, String) {
