@@ -49,9 +49,14 @@ impl Ingress {
         }
     }
 
-    /// Publishes a batch, and waits while live subscribers are too far behind.
+    /// Publishes a batch, and waits while live subscribers are too far behind, and for the publisher's turn. Many that wait
+    /// for the same turn go on one after the other: the first one may have cost so much that the others wait again.
     pub(crate) async fn publish_batch(&self, batch: &mut BatchBuilder) -> Result<Accepted, IngressError> {
+        let publisher = batch.iter().next().map(|first| first.message.origin());
         loop {
+            if let Some(publisher) = publisher {
+                self.turn(publisher).await;
+            }
             let room = self.room().notified();
             if let Some(accepted) = self.try_publish(batch)? {
                 return Ok(accepted);

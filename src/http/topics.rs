@@ -162,6 +162,8 @@ pub(crate) async fn publish(
         );
         return Err(HttpProblem::new(StatusCode::PAYLOAD_TOO_LARGE, detail).with(header::CONNECTION, "close"));
     }
+    // before the body takes memory that others need
+    http.ingress.turn(caller.origin()).await;
     let received = body::receive(content, (most, declared), http.ingress.receiving(), caller.holder()).await?;
     if !caller.still_holds(&http.access) {
         return Err(HttpProblem::forbidden("what this user may do has changed while the body came"));

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::assert_it_serves;
 use super::slow_readers::pair;
 use crate::support::packet::{Properties, binary, packet, publish, subscribe};
-use crate::support::{Connect, Gateway, Setup, http};
+use crate::support::{Connect, Gateway, Setup, debt, http};
 
 /// How long each kind of flood lasts.
 const LENGTH: Duration = Duration::from_millis(1500);
@@ -62,11 +62,19 @@ fn flood(mut stream: TcpStream, burst: &[u8], over: &AtomicBool) {
 /// the same machine.
 #[track_caller]
 fn others_have_turns(name: &str, gateway: &Gateway, beside: &Gateway, open: impl Fn(usize) -> TcpStream, burst: &[u8]) {
-    let over = AtomicBool::new(false);
     let streams: Vec<_> = (0..CLIENTS).map(open).collect();
+    others_go_on_beside(name, gateway, beside, |number, over| {
+        flood(streams[number].try_clone().unwrap(), burst, over);
+    });
+}
+
+/// The same for floods of any kind, one of each number.
+#[track_caller]
+fn others_go_on_beside(name: &str, gateway: &Gateway, beside: &Gateway, flood: impl Fn(usize, &AtomicBool) + Sync) {
+    let over = AtomicBool::new(false);
     let (times, undisturbed) = thread::scope(|scope| {
-        let over = &over;
-        streams.into_iter().for_each(|stream| drop(scope.spawn(move || flood(stream, burst, over))));
+        let (over, flood) = (&over, &flood);
+        (0..CLIENTS).for_each(|number| drop(scope.spawn(move || flood(number, over))));
         let disturbed = scope.spawn(|| pair(gateway.port, over));
         let undisturbed = scope.spawn(|| pair(beside.port, over));
         thread::sleep(LENGTH);
@@ -108,5 +116,17 @@ fn requests_by_http_that_do_not_wait_for_their_answers_do_not_keep_mqtt_waiting(
         let open = |_| TcpStream::connect(("127.0.0.1", port)).unwrap();
         others_have_turns(path, &gateway, &beside, open, burst.as_bytes());
     }
+    assert_it_serves(&mut gateway);
+}
+
+#[test]
+fn publications_by_http_wait_for_their_turns_like_others() {
+    let (setup, port) = Setup::default().http();
+    let (mut gateway, beside) = (setup.start(), Gateway::start());
+    let _subscribers = debt::subscribe(gateway.port, Connect::v5);
+    let target = format!("/api/v1/topics/{}?qos=0", debt::dear_topic("x"));
+    let put = format!("PUT {target} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 1\r\n\r\nx").repeat(100);
+    let open = |_| TcpStream::connect(("127.0.0.1", port)).unwrap();
+    others_have_turns("PUT", &gateway, &beside, open, put.as_bytes());
     assert_it_serves(&mut gateway);
 }
