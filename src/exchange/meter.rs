@@ -66,6 +66,13 @@ pub struct Walk {
     since: Option<Duration>,
 }
 
+/// Does some work. Also returns the processor time that it has used.
+pub(crate) fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
+    let since = thread_time();
+    let done = work();
+    (done, thread_time().saturating_sub(since))
+}
+
 /// Runs a future to its end. Also returns the processor time that it has used.
 pub(crate) async fn measured<F: Future>(future: F) -> (F::Output, Duration) {
     let mut future = std::pin::pin!(future);

@@ -17,7 +17,7 @@ use tracing::info;
 use super::auth::Caller;
 use super::problem::HttpProblem;
 use super::query::{Query, decode};
-use super::topics::cleared;
+use super::topics::{check_levels, cleared};
 use super::{Http, body};
 use crate::access::made::{ChangeRefused, UserChange, UserDraft};
 use crate::access::settings::{AccessRule, UserSettings, is_client_id_pattern, is_user_name};
@@ -266,6 +266,7 @@ fn filter(uri: &Uri) -> Result<String, HttpProblem> {
     let query = Query::parse(uri, &["filter"])?;
     let filter = query.get("filter")?.ok_or_else(|| HttpProblem::bad_request("parameter \"filter\" is missing"))?;
     check_filter(filter)?;
+    check_levels("topic filter", filter)?;
     Ok(filter.to_owned())
 }
 

@@ -12,6 +12,11 @@ pub(crate) const MAX_BYTES: usize = 1 << 20;
 const AT_ONCE: usize = 256;
 /// The most bytes that one read returns, unless its first message is larger.
 const BYTES_AT_ONCE: usize = 64 << 10;
+/// The most bytes of topics that one read compares with filters, at least those of one message. Nothing else is read or taken
+/// in meanwhile.
+const COMPARED_AT_ONCE: usize = 32 << 10;
+/// What a message counts in addition to its topic.
+const COMPARED_MORE: usize = 16;
 
 /// A ring of messages. Ids increase by one with every message. They start with the time of the clock in microseconds, so
 /// that they also increase over a restart.
@@ -86,10 +91,15 @@ impl Ring {
     /// The messages from `from` on that match a filter and that `may` allows. [`Ring::check`] must have accepted `from`.
     pub(crate) fn read(&self, from: u64, filters: &[Box<str>], may: impl Fn(&str) -> bool) -> RingRead {
         let mut reading = RingRead { next: self.next, ..RingRead::default() };
-        let mut bytes = 0;
+        let (mut bytes, mut compared) = (0, 0);
         let skip = usize::try_from(from - self.first()).unwrap_or(usize::MAX);
         for (id, message) in (from..).zip(self.messages.iter().skip(skip)) {
             let topic = message.view().topic();
+            if compared >= COMPARED_AT_ONCE {
+                (reading.next, reading.more) = (id, true);
+                break;
+            }
+            compared += (topic.len() + COMPARED_MORE) * filters.len();
             if !filters.iter().any(|filter| matches(filter, topic)) || !may(topic) {
                 continue;
             }
@@ -137,6 +147,30 @@ mod tests {
         assert_eq!(ring.check(5), Err(Gap { missed: None, next: 1011 }));
         let first = ring.read(1011, &["#".into()], |_| true);
         assert_eq!((first.messages.len(), first.next, first.more), (AT_ONCE, 1011 + AT_ONCE as u64, true));
+    }
+
+    #[test]
+    fn a_read_looks_at_a_part_only_however_little_it_finds() {
+        let mut ring = Ring::new(0);
+        let deep = ["a"; 200].join("/");
+        for _ in 0..200 {
+            ring.push(message(&deep, "", false));
+        }
+        ring.push(message("found", "", false));
+        let filters: Vec<Box<str>> =
+            (0..31).map(|number| format!("{}/{number}", ["+"; 199].join("/")).into()).collect();
+        let filters = [filters, vec!["found".into()]].concat();
+        let (mut from, mut reads) = (1, 0);
+        let found = loop {
+            let reading = ring.read(from, &filters, |_| true);
+            (from, reads) = (reading.next, reads + 1);
+            if !reading.more {
+                break reading.messages;
+            }
+            assert!(reading.messages.is_empty());
+        };
+        assert_eq!(found.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [201]);
+        assert!((50..=201).contains(&reads), "{reads} reads");
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! `GET /api/v1/stream`: live messages as server-sent events.
 //!
 //! A stream is a cursor into the shared [`super::ring::Ring`]. If a slow stream finds that the ring has moved on, it gets an
-//! event about the gap and continues. A stream whose client reads nothing is closed by the port. The events are:
+//! event about the gap and continues. A stream whose client reads nothing is closed by the port. What a stream looks at and
+//! sends is charged to its client like a request that reads ([`crate::exchange::meter`]), so one that has cost the others too
+//! much waits for its turn. The events are:
 //!
 //! | event | data |
 //! |---|---|
@@ -20,6 +22,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, Uri, header};
 use axum::response::{IntoResponse, Response};
 use tokio::sync::watch;
+use tokio::task::yield_now;
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
 use super::answers;
@@ -29,10 +32,13 @@ use super::hub::SysGuard;
 use super::problem::HttpProblem;
 use super::query::Query;
 use super::sensors;
+use super::topics::check_levels;
 use super::{Http, MAX_STREAMS};
 use crate::access::places::Place;
+use crate::exchange::meter::timed;
 use crate::exchange::receiving::Reservation;
 use crate::message::{check_filter, matches};
+use crate::workers::worked;
 
 /// The interval of heartbeats in a quiet stream.
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -60,6 +66,8 @@ struct EventStream {
     heartbeat: Interval,
     status: Option<StatusEvents>,
     begun: bool,
+    /// Whether there may be more messages than were last read.
+    has_more: bool,
     _sys: Option<SysGuard>,
     place: Place,
 }
@@ -93,6 +101,7 @@ pub(crate) async fn stream(
     }
     for filter in &filters {
         check_filter(filter)?;
+        check_levels("topic filter", filter)?;
         if !caller.permissions.may_subscribe(filter) {
             return Err(HttpProblem::forbidden("this user may not subscribe to this topic filter"));
         }
@@ -119,7 +128,9 @@ pub(crate) async fn stream(
         sent: HashMap::new(),
     });
     let cursor = resume.map_or_else(|| http.hub.next(), |id| id.saturating_add(1));
-    let stream = EventStream { http, caller, filters, cursor, head, heartbeat, status, begun: false, _sys: sys, place };
+    let (begun, has_more) = (false, false);
+    let stream =
+        EventStream { http, caller, filters, cursor, head, heartbeat, status, begun, has_more, _sys: sys, place };
     let events = futures_util::stream::unfold(stream, async |mut stream| {
         let events = stream.next().await?;
         Some((Ok::<_, std::convert::Infallible>(events), stream))
@@ -146,12 +157,22 @@ impl EventStream {
             if !self.caller.still_holds(&self.http.access) {
                 return None;
             }
-            self.messages(&mut out, &mut memory);
+            if self.has_more {
+                worked();
+                yield_now().await;
+            }
+            self.has_turn().await?;
+            let (has_more, time) = timed(|| self.messages(&mut out, &mut memory));
+            self.has_more = has_more;
+            self.pay(time);
             if !out.is_empty() {
                 return Some(match memory {
                     Some(memory) => answers::kept(out, memory),
                     None => out.into(),
                 });
+            }
+            if has_more {
+                continue;
             }
             let cancel = self.http.cancel.clone();
             tokio::select! {
@@ -162,21 +183,40 @@ impl EventStream {
                     sleep(GATHER + GATHER_MORE * self.http.open_streams()).await;
                 }
                 _ = self.heartbeat.tick() => self.beat(&mut out),
-                () = status_changes(&mut self.status) => self.status(&mut out, &mut memory),
+                () = status_changes(&mut self.status) => {
+                    let ((), time) = timed(|| self.status(&mut out, &mut memory));
+                    self.pay(time);
+                }
             }
         }
     }
 
-    /// Adds new messages. Large amounts take memory from the budget for answers. If there is none, messages are sent a few
-    /// at a time, and a message that is too large by itself is missed.
-    fn messages(&mut self, out: &mut String, memory: &mut Option<Reservation>) {
-        if self.filters.is_empty() {
-            return;
+    /// Waits until the client may make the others wait again; `None` ends the stream.
+    async fn has_turn(&self) -> Option<()> {
+        tokio::select! {
+            biased;
+            () = self.http.ingress.turn(self.caller.origin()) => Some(()),
+            () = self.http.cancel.cancelled() => None,
+            () = self.place.cut() => None,
         }
+    }
+
+    fn pay(&self, time: Duration) {
+        self.http.ingress.meter().charge_beside(self.caller.origin(), time);
+    }
+
+    /// Adds new messages. Large amounts take memory from the budget for answers. If there is none, messages are sent a few
+    /// at a time, and a message that is too large by itself is missed. Returns whether there may be more already.
+    fn messages(&mut self, out: &mut String, memory: &mut Option<Reservation>) -> bool {
+        if self.filters.is_empty() {
+            return false;
+        }
+        let mut more = false;
         let may = |topic: &str| self.caller.permissions.may_receive(topic);
         match self.http.hub.read(self.cursor, &self.filters, may) {
             Ok(reading) => {
                 self.cursor = reading.next;
+                more = reading.more;
                 for (id, message) in &reading.messages {
                     let envelope = Envelope::new(&self.http, message, message.view().retain());
                     let data = serde_json::to_string(&envelope).unwrap_or_default();
@@ -189,7 +229,7 @@ impl EventStream {
                     let _ = match out.is_empty() {
                         false if len > most => {
                             self.cursor = *id;
-                            return;
+                            return true;
                         }
                         true if len > answers::FREE && memory.is_none() => {
                             write!(out, "id: {id}\nevent: gap\ndata: {{\"missed\":1}}\n\n")
@@ -205,6 +245,7 @@ impl EventStream {
                 self.cursor = gap.next;
             }
         }
+        more
     }
 
     fn beat(&mut self, out: &mut String) {

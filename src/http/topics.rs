@@ -37,10 +37,16 @@ fn topic(uri: &Uri, query: &Query) -> Result<String, HttpProblem> {
         _ => return Err(HttpProblem::bad_request("the topic belongs into the path, or into the parameter \"topic\"")),
     };
     check_topic(&topic)?;
-    if topic.split('/').count() > MAX_LEVELS {
-        return Err(HttpProblem::bad_request(format!("the topic has more than {MAX_LEVELS} levels")));
-    }
+    check_levels("topic", &topic)?;
     Ok(topic)
+}
+
+/// Fails if a topic or topic filter has more levels than MQTT clients may use.
+pub(super) fn check_levels(what: &str, text: &str) -> Result<(), HttpProblem> {
+    if text.split('/').count() > MAX_LEVELS {
+        return Err(HttpProblem::bad_request(format!("the {what} has more than {MAX_LEVELS} levels")));
+    }
+    Ok(())
 }
 
 /// Whether the caller asks for JSON.
@@ -112,6 +118,7 @@ pub(crate) async fn list(
     }
     let filter = query.get("filter")?.unwrap_or("#");
     check_filter(filter)?;
+    check_levels("topic filter", filter)?;
     if !caller.permissions.may_subscribe(filter) {
         return Err(HttpProblem::forbidden("this user may not subscribe to this topic filter"));
     }

@@ -130,3 +130,33 @@ fn publications_by_http_wait_for_their_turns_like_others() {
     others_have_turns("PUT", &gateway, &beside, open, put.as_bytes());
     assert_it_serves(&mut gateway);
 }
+
+#[test]
+fn streams_with_many_filters_pay_for_what_they_look_at() {
+    const KEPT: u64 = 2_000;
+    let (setup, port) = Setup::default().http();
+    let (mut gateway, beside) = (setup.start(), Gateway::start());
+    let mut stream = http::Events::open(port, "filter=last", &[]);
+    let mut publisher = Connect::new("publisher").open(gateway.port);
+    let deep = ["a"; 200].join("/");
+    publisher.send(&publish(deep.as_bytes(), b"x", 0x30, None, None).repeat(KEPT as usize));
+    publisher.publish("last", "x", 1, false);
+    let last = stream.wait_for("message").id.unwrap();
+    let filter = |number: usize| format!("&filter={}/z{number}", ["%2B"; 199].join("/"));
+    let filters: String = (0..32).map(filter).collect();
+    let get =
+        format!("GET /api/v1/stream?last_event_id={}{filters} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n", last - KEPT);
+    others_go_on_beside("streams", &gateway, &beside, |_, over| {
+        while !over.load(Ordering::Relaxed) {
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+            stream.write_all(get.as_bytes()).unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+        }
+    });
+    let more = "filter=".to_owned() + &["a"; 201].join("/");
+    for target in ["/api/v1/stream?", "/api/v1/topics?"] {
+        assert_eq!(http::get(port, &format!("{target}{more}")).status, 400);
+    }
+    assert_it_serves(&mut gateway);
+}
