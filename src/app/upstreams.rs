@@ -16,6 +16,7 @@ use crate::time::SharedClock;
 use crate::upstream::Upstream;
 use crate::upstream::announce::announce;
 use crate::upstream::client::RemoteClient;
+use crate::upstream::neighbours::Neighbours;
 use crate::upstream::settings::UpstreamSettings;
 
 /// Upstreams that do not connect yet. The journal keeps messages for them from now on.
@@ -40,10 +41,11 @@ pub(super) fn open(
     let kept = (limits, settings.order);
     let max_packet = settings.broker.max_packet_size;
     let (mut all_rules, mut shown, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
+    let neighbours = Neighbours::new(settings.own_doors());
     for upstream in &settings.upstreams {
         let (rules, changes) = watch::channel(Arc::new(upstream.clone()));
         let opened = Upstream::new(changes, journal, kept, core.ingress.clone(), max_packet, clock.clone());
-        let opened = opened.report_to(health.clone());
+        let opened = opened.report_to(health.clone()).beside(neighbours.clone());
         shown.push(opened.shown());
         waiting.push((opened, rooms.watch(format!("upstream {}", upstream.name))));
         all_rules.push(rules);

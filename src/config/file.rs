@@ -12,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::document::{Document, MISSING, Table, Value, assign, line_and_column};
 use super::error::{ConfigProblem, ConfigProblems, FileProblem, nearest};
-use super::own_address::OwnDoors;
+use super::own_address::own_doors;
 use super::paths::{Environment, Paths};
 use super::settings::Settings;
 use super::{broker, doors, home_assistant, mdns, sensors, sizes, upstream};
@@ -173,7 +173,7 @@ fn sections(root: Table, paths: &Paths, environment: &Environment) -> Settings {
     settings.gpio = sensors::gpio(&root);
     settings.sensors = sensors::read(&root);
     settings.http = http(&root, paths, &settings);
-    let own = OwnDoors::of(&settings.broker.listeners, &settings.http);
+    let own = own_doors(&settings.broker.listeners, &settings.http);
     settings.upstreams = upstream::read(&root, paths, &settings.gateway.id, &own);
     (settings.journal, settings.order) = journal(&root);
     settings.mdns = mdns::read(&root);

@@ -7,12 +7,12 @@ use rustls::pki_types::ServerName;
 
 use super::broker::MAX_EXPIRY;
 use super::document::{NAME_FORM, Table, Unique, Value, assign, topic};
-use super::own_address::{OwnDoors, check_loops_with_itself};
+use super::own_address::check_loops_with_itself;
 use super::paths::Paths;
 use crate::message::{Qos, TopicError, check_filter, check_topic};
 use crate::upstream::settings::{
-    OutQos, Password, Protocol, Proxy, Rate, Rule, SecretPlace, UpstreamAddress, UpstreamSettings, UpstreamTls,
-    fingerprint, loops, set_v5_only, shares_address,
+    OutQos, OwnDoors, Password, Protocol, Proxy, Rate, Rule, SecretPlace, UpstreamAddress, UpstreamSettings,
+    UpstreamTls, fingerprint, loops, overlap::looping, set_v5_only, shares_address,
 };
 
 const ADDRESSES_FORM: &str =
@@ -333,13 +333,6 @@ fn check_loops_with(table: &Table, upstream: &UpstreamSettings, others: &[Upstre
             table.warning("protocol", message + "; both are used with MQTT 5 only");
         }
     }
-}
-
-fn looping(out: &SecretPlace, inbound: &SecretPlace) -> String {
-    if out.to_string() == inbound.to_string() {
-        return format!("the rule at {out}, which goes both ways, would loop on MQTT 3.1.1");
-    }
-    format!("the rule at {out}, which goes out, and the rule at {inbound}, which comes in, would loop on MQTT 3.1.1")
 }
 
 /// Refuses two upstreams with one client id at one broker, because they would disconnect each other for ever.

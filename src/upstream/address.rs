@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use super::place::{is_localhost, plain_name};
 use crate::net::percent;
 use crate::secret::Secret;
 
@@ -60,10 +61,7 @@ impl UpstreamAddress {
     pub(crate) fn shows_passwords(&self) -> bool {
         let is_here = match self.host.parse::<IpAddr>() {
             Ok(ip) => ip.to_canonical().is_loopback(),
-            Err(_) => {
-                let name = self.host.strip_suffix('.').unwrap_or(&self.host).to_ascii_lowercase();
-                name == "localhost" || name.ends_with(".localhost")
-            }
+            Err(_) => is_localhost(&plain_name(&self.host)),
         };
         !self.scheme.is_tls() && !is_here
     }

@@ -13,7 +13,8 @@
 //!
 //! Limits: all messages are in one order, except for those that pass a message which may make the upstream end connections
 //! (see [`session`]). With MQTT 3.1.1 an upstream returns the messages that it was sent if a subscription matches them;
-//! rules that would loop there are refused by the configuration.
+//! rules that would loop there are refused by the configuration, or, if only the network shows that, when
+//! the connection is made (see [`neighbours`]).
 mod address;
 pub(crate) mod announce;
 pub(crate) mod approach;
@@ -26,8 +27,10 @@ mod door;
 mod inbox;
 pub(crate) mod lanes;
 pub mod mark;
+pub(crate) mod neighbours;
 mod own_acks;
 mod password;
+mod place;
 pub mod properties;
 pub(crate) mod retained;
 pub(crate) mod rule;

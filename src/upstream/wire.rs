@@ -375,6 +375,11 @@ pub trait UpstreamClient: Send {
         LineProgress::Nothing
     }
 
+    /// Takes new rules, and returns whether messages would loop by them on the connection that there is.
+    fn would_loop(&mut self, _settings: &UpstreamSettings) -> bool {
+        false
+    }
+
     /// Sends DISCONNECT, so that the upstream does not publish the will.
     fn disconnect(&mut self) -> Result<(), Busy>;
 

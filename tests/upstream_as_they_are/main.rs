@@ -18,6 +18,7 @@ mod outage;
 mod played;
 mod policies;
 mod quotas;
+mod same_broker;
 mod sessions;
 mod strangers;
 #[path = "../support/mod.rs"]

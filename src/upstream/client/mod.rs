@@ -17,7 +17,7 @@ mod tests;
 mod v4;
 mod v5;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
@@ -30,6 +30,7 @@ pub(super) use self::connection::MESSAGE_IDS;
 use self::connection::UpstreamConnection;
 use self::stream::{Bare, UpstreamStream};
 use super::mark::SessionMark;
+use super::neighbours::{Neighbours, Presence};
 use super::settings::{ProxyScheme, UpstreamAddress, UpstreamSettings};
 use super::wire::{
     Ack, BeginStep, Broken, Busy, ClientEvent, ConnectOffer, LineProgress, Link, OutMessage, UpstreamClient, Version,
@@ -68,12 +69,20 @@ enum Incoming {
 pub struct RemoteClient {
     max_packet_size: usize,
     connection: Option<UpstreamConnection>,
+    neighbours: Neighbours,
+    /// The entry of the connection among the neighbours.
+    presence: Option<Presence>,
 }
 
 impl RemoteClient {
     /// A client that is not connected, and accepts messages up to this size in bytes.
     pub(crate) fn new(max_packet_size: usize) -> RemoteClient {
-        RemoteClient { max_packet_size, connection: None }
+        RemoteClient { max_packet_size, connection: None, neighbours: Neighbours::default(), presence: None }
+    }
+
+    /// Makes no connection from now on by which messages would loop between it and these.
+    pub(super) fn beside(&mut self, neighbours: Neighbours) {
+        self.neighbours = neighbours;
     }
 
     /// A client on an existing stream of bytes, once the upstream on its other side has accepted the connection.
@@ -87,7 +96,7 @@ impl RemoteClient {
         let stream = over(Box::new(Bare(stream)), address).await?;
         let mut connection = connection(stream, settings, offer.version, max_packet_size);
         let link = connection.open(settings, offer.will, None).await?;
-        Ok((RemoteClient { max_packet_size, connection: Some(connection) }, link))
+        Ok((RemoteClient { connection: Some(connection), ..RemoteClient::new(max_packet_size) }, link))
     }
 
     fn request(&mut self, request: Request) -> Result<(), Busy> {
@@ -104,18 +113,24 @@ impl UpstreamClient for RemoteClient {
         offer: ConnectOffer,
         mark: &mut SessionMark,
     ) -> Result<Link, Broken> {
-        self.connection = None;
+        self.close();
         let password = match &settings.password {
             Some(password) => Some(password::fetch(password).await.map_err(Broken::Unprepared)?),
             None => None,
         };
         let mut broken_peers = BrokenPeers::default();
         loop {
-            let with = (settings, self.max_packet_size);
-            let answer = attempt(with, address, offer, password.as_ref(), &broken_peers.known, mark).await;
-            let (broken, peer) = match answer {
-                Ok((connection, link)) => {
-                    self.connection = Some(connection);
+            let terms = ConnectTerms {
+                settings,
+                address,
+                offer,
+                password: password.as_ref(),
+                max_packet_size: self.max_packet_size,
+                neighbours: &self.neighbours,
+            };
+            let (broken, peer) = match attempt(terms, &broken_peers.known, mark).await {
+                Ok((connection, link, presence)) => {
+                    (self.connection, self.presence) = (Some(connection), presence);
                     return Ok(link);
                 }
                 Err(failed) => failed,
@@ -155,12 +170,16 @@ impl UpstreamClient for RemoteClient {
         self.connection.as_mut().map_or(LineProgress::Nothing, |connection| connection.line(owed))
     }
 
+    fn would_loop(&mut self, settings: &UpstreamSettings) -> bool {
+        self.presence.as_ref().is_some_and(|presence| presence.would_loop(settings))
+    }
+
     fn disconnect(&mut self) -> Result<(), Busy> {
         self.request(Request::Disconnect)
     }
 
     fn close(&mut self) {
-        self.connection = None;
+        (self.connection, self.presence) = (None, None);
     }
 }
 
@@ -196,24 +215,43 @@ impl BrokenPeers {
     }
 }
 
+/// What is the same in all attempts to connect to one address.
+#[derive(Clone, Copy)]
+struct ConnectTerms<'a> {
+    settings: &'a UpstreamSettings,
+    address: &'a UpstreamAddress,
+    offer: ConnectOffer,
+    password: Option<&'a Secret>,
+    max_packet_size: usize,
+    neighbours: &'a Neighbours,
+}
+
+/// The two ends of a connection that has been established without a proxy.
+#[derive(Clone, Copy)]
+struct ReachedPeer {
+    peer: SocketAddr,
+    local: IpAddr,
+}
+
 /// Makes one attempt. The error also has the address that was reached.
 async fn attempt(
-    (settings, max_packet_size): (&UpstreamSettings, usize),
-    address: &UpstreamAddress,
-    offer: ConnectOffer,
-    password: Option<&Secret>,
+    terms: ConnectTerms<'_>,
     silent: &[IpAddr],
     mark: &mut SessionMark,
-) -> Result<(UpstreamConnection, Link), (Broken, Option<IpAddr>)> {
+) -> Result<(UpstreamConnection, Link, Option<Presence>), (Broken, Option<IpAddr>)> {
+    let ConnectTerms { settings, address, offer, password, max_packet_size, neighbours } = terms;
     let begin = Instant::now();
     let end = begin + settings.connect_timeout;
-    let mut peer = None;
-    let stream = timeout_at(end, open(settings, address, offer.has_small_segments, silent, &mut peer)).await;
+    let mut reached = None;
+    let stream = timeout_at(end, open(settings, address, offer.has_small_segments, silent, &mut reached)).await;
     let stream = stream.unwrap_or_else(|_| {
         let seconds = settings.connect_timeout.as_secs_f32();
         Err(Broken::Failed(format!("there is no connection within {seconds} s (connect_timeout)")))
     });
+    let peer = reached.map(|reached: ReachedPeer| reached.peer.ip());
     let stream = stream.map_err(|broken| (broken, peer))?;
+    let presence = reached.map(|at| neighbours.enter(settings, address, offer.version, (at.peer, at.local)));
+    let presence = presence.transpose().map_err(|why| (Broken::Lasting(why), peer))?;
     // limited to a part of the time, as explained there
     let _ = timeout(settings.connect_timeout / 4, mark.asks()).await;
     let mut connection = connection(stream, settings, offer.version, max_packet_size);
@@ -227,7 +265,7 @@ async fn attempt(
         mark.is_unanswered();
     }
     let link = link.map_err(|_| (Broken::Silent, peer))?.map_err(|broken| (broken, peer))?;
-    Ok((connection, link))
+    Ok((connection, link, presence))
 }
 
 /// A connection on which nothing has been sent.
@@ -256,26 +294,27 @@ async fn over(stream: Box<dyn UpstreamStream>, address: &UpstreamAddress) -> Res
 pub(super) async fn is_reachable(settings: &UpstreamSettings, address: &UpstreamAddress) -> bool {
     let mut broken_peers = BrokenPeers::default();
     loop {
-        let mut peer = None;
-        let opening = open(settings, address, false, &broken_peers.known, &mut peer);
+        let mut reached = None;
+        let opening = open(settings, address, false, &broken_peers.known, &mut reached);
         let broken = match timeout(settings.connect_timeout, opening).await {
             Ok(Ok(_)) => return true,
             Ok(Err(broken)) => broken,
             Err(_) => Broken::Silent,
         };
+        let peer = reached.map(|reached| reached.peer.ip());
         if broken_peers.add(address, broken, peer).await.is_err() {
             return false;
         }
     }
 }
 
-/// Opens the stream for MQTT. `peer` becomes the remote address as soon as it is reached, unless there is a proxy.
+/// Opens the stream for MQTT. `reached` becomes the ends of the connection as soon as there is one, unless by a proxy.
 async fn open(
     settings: &UpstreamSettings,
     address: &UpstreamAddress,
     has_small_segments: bool,
     silent: &[IpAddr],
-    peer: &mut Option<IpAddr>,
+    reached: &mut Option<ReachedPeer>,
 ) -> Result<Box<dyn UpstreamStream>, Broken> {
     let failed = |error: std::io::Error| tls::broken_io(&error);
     // missing files are noticed before the network is used
@@ -283,7 +322,8 @@ async fn open(
     let mut tcp = match &settings.proxy {
         None => {
             let tcp = dial::dial(&address.host, address.port, has_small_segments, silent).await.map_err(failed)?;
-            *peer = tcp.peer_addr().ok().map(|peer| peer.ip());
+            let ends = tcp.peer_addr().and_then(|peer| Ok((peer, tcp.local_addr()?)));
+            *reached = ends.ok().map(|(peer, local)| ReachedPeer { peer, local: local.ip() });
             tcp
         }
         Some(proxy) => {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 pub(crate) use self::overlap::{loops, loops_with_itself, need_v5, returns, set_v5_only, shares_address};
 pub use super::address::{Proxy, ProxyScheme, Scheme, UpstreamAddress};
+pub(crate) use super::place::{OwnDoors, UpstreamPlace};
 use crate::message::{Qos, Topic, via};
 
 /// `journal.order`: the order in which upstreams get waiting messages.

@@ -1,6 +1,6 @@
 //! Finds out which topics two filters share, and which rules of an upstream would loop.
 
-use super::{Protocol, Rule, SecretPlace, UpstreamAddress, UpstreamSettings};
+use super::{Protocol, Rule, SecretPlace, UpstreamPlace, UpstreamSettings};
 
 /// Whether at least one topic matches both filters [MQTT-4.7.1, 4.7.2]. The empty text, which is no topic, counts as one,
 /// because `/#` and `+` have nothing else in common.
@@ -62,10 +62,26 @@ pub(crate) fn loops_with_itself(settings: &UpstreamSettings) -> Vec<(&SecretPlac
     pairs
 }
 
+/// Says that a rule that goes out and one that comes in would loop, or one that goes both ways.
+pub(crate) fn looping(out: &SecretPlace, inbound: &SecretPlace) -> String {
+    if out.to_string() == inbound.to_string() {
+        return format!("the rule at {out}, which goes both ways, would loop on MQTT 3.1.1");
+    }
+    format!("the rule at {out}, which goes out, and the rule at {inbound}, which comes in, would loop on MQTT 3.1.1")
+}
+
+/// Says that two rules, or one alone, would loop if the upstream is the gateway itself.
+pub(crate) fn looping_here(first: &SecretPlace, second: &SecretPlace) -> String {
+    match first.to_string() == second.to_string() {
+        true => format!("the rule at {first} would loop on MQTT 3.1.1"),
+        false => format!("the rules at {first} and {second} would loop on MQTT 3.1.1"),
+    }
+}
+
 /// Whether two upstreams have an address in common, so that they may be one broker.
 pub(crate) fn shares_address(a: &UpstreamSettings, b: &UpstreamSettings) -> bool {
-    let same_place = |a: &UpstreamAddress, b: &UpstreamAddress| a.host == b.host && a.port == b.port;
-    a.addresses.iter().any(|a| b.addresses.iter().any(|b| same_place(a, b)))
+    let places: Vec<_> = b.addresses.iter().map(UpstreamPlace::of).collect();
+    a.addresses.iter().any(|address| places.contains(&UpstreamPlace::of(address)))
 }
 
 /// Whether a message could go round between two upstreams, or with one upstream given twice, if MQTT 3.1.1 were spoken.
@@ -92,7 +108,7 @@ pub(crate) fn set_v5_only(upstreams: &mut [UpstreamSettings]) {
 mod tests {
     use super::*;
     use crate::message::{Qos, matches};
-    use crate::upstream::settings::OutQos;
+    use crate::upstream::settings::{OutQos, UpstreamAddress};
     use proptest::prelude::*;
 
     #[test]
@@ -152,6 +168,27 @@ mod tests {
             retain: true,
             max_age: None,
             place,
+        }
+    }
+
+    #[test]
+    fn one_broker_is_known_by_all_its_names() {
+        let at = |addresses: &[&str]| {
+            let addresses = addresses.iter().map(|text| UpstreamAddress::parse(text).unwrap()).collect();
+            UpstreamSettings::new("u", addresses, "c")
+        };
+        for (other, is_shared) in [
+            ("mqtt://127.0.0.1", true),
+            ("mqtts://LOCALHOST.:1883", true),
+            ("ws://[::1]:1883/mqtt", true),
+            ("mqtt://localhost:1884", false),
+            ("mqtt://b:1885", true),
+            ("mqtt://b", false),
+        ] {
+            assert_eq!(
+                shares_address(&at(&["mqtt://localhost", "mqtt://B:1885"]), &at(&["mqtt://c", other])),
+                is_shared
+            );
         }
     }
 

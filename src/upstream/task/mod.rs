@@ -35,6 +35,7 @@ use super::door::InboxDoor;
 use super::inbox::UpstreamInbox;
 use super::lanes::{Consumers, Lane, Lanes, Readers};
 use super::mark::SessionMark;
+use super::neighbours::Neighbours;
 use super::retained::{Passes, losses};
 use super::rule::UpstreamRules;
 use super::session::{SessionAction, UpstreamSession};
@@ -139,6 +140,12 @@ impl Upstream<RemoteClient> {
     ) -> Self {
         let client = RemoteClient::new(max_packet_size);
         Upstream::speaking_by(client, settings, journal, (limits, order), ingress, max_packet_size, clock)
+    }
+
+    /// Makes no connection from now on by which messages would loop between it and these.
+    pub(crate) fn beside(mut self, neighbours: Neighbours) -> Self {
+        self.client.beside(neighbours);
+        self
     }
 }
 

@@ -79,7 +79,9 @@ impl<C: UpstreamClient> Upstream<C> {
         // the upstream knows it from CONNECT
         let is_version_5 = self.shown.version == Some(Version::V5);
         let introduces_itself_anew = is_version_5 && old.introduction() != self.current.introduction();
-        if is_same && !v4_forbidden && !is_another && !introduces_itself_anew {
+        // a new connection is not made as long as they would
+        let would_loop = self.client.would_loop(&self.current);
+        if is_same && !v4_forbidden && !is_another && !introduces_itself_anew && !would_loop {
             info!(upstream = self.name, "new rules");
             return !alive;
         }
