@@ -375,6 +375,15 @@ pub trait UpstreamClient: Send {
         LineProgress::Nothing
     }
 
+    /// Tries the peer of the last connection after all others that the name of its address leads to. Returns whether there is
+    /// one that has not failed.
+    fn leave_peer(&mut self) -> bool {
+        false
+    }
+
+    /// Records that the last connection was good.
+    fn peer_was_good(&mut self) {}
+
     /// Takes new rules, and returns whether messages would loop by them on the connection that there is.
     fn would_loop(&mut self, _settings: &UpstreamSettings) -> bool {
         false

@@ -34,6 +34,25 @@ fn overloaded(port: u16) {
     });
 }
 
+/// Accepts MQTT 5, and says that another server is to be used.
+fn sending_away(port: u16) {
+    broken_node(port, |mut stream| {
+        let _ = stream.read(&mut [0; 2048]);
+        let _ = stream.write_all(&[0x20, 3, 0, 0, 0, 0xe0, 2, 0x9c, 0]);
+        // until it has gone
+        while stream.read(&mut [0; 2048]).is_ok_and(|bytes| bytes > 0) {}
+    });
+}
+
+/// Accepts MQTT 3.1.1, and closes the connection at the next packet.
+fn accepting(port: u16) {
+    broken_node(port, |mut stream| {
+        let _ = stream.read(&mut [0; 2048]);
+        let _ = stream.write_all(&[0x20, 2, 0, 0]);
+        let _ = stream.read(&mut [0; 2048]);
+    });
+}
+
 /// Checks that a message gets to the good node of `localhost`.
 #[track_caller]
 fn arrives(config: &str) {
@@ -65,6 +84,16 @@ fn what_tls_finds_wrong_with_one_address_does_not_keep_a_name_from_the_other() {
     let (_good, keys, _dir) = secure(&Authority::new(), "127.0.0.1", port);
     let _old = secure(&Authority::new(), "::1", port);
     arrives(&upstream(port, &keys).replace("mqtt://127.0.0.1", "mqtts://localhost"));
+}
+
+#[test]
+fn a_node_that_accepts_and_sends_away_does_not_keep_a_name_from_the_other() {
+    for (node, protocol) in [(sending_away as fn(u16), 5), (accepting, 4)] {
+        let port = free_port();
+        let _good = Mosquitto::on(free_port(), &format!("listener {port} 127.0.0.1"));
+        node(port);
+        arrives(&upstream(port, &format!("protocol = {protocol}")).replace("127.0.0.1", "localhost"));
+    }
 }
 
 #[test]

@@ -10,6 +10,8 @@ use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
+use super::peers::PeerOrder;
+
 /// How long an attempt may take before the next one begins as well [RFC 8305 section 5].
 const HEAD_START: Duration = Duration::from_millis(250);
 /// The number of addresses of a name that are tried.
@@ -19,23 +21,37 @@ const MOST: usize = 16;
 /// [RFC 8200 section 5].
 const SMALL_SEGMENT: u32 = 1220;
 
-/// Connects to one of the addresses of a name, except these.
-pub(super) async fn dial(host: &str, port: u16, has_small_segments: bool, except: &[IpAddr]) -> io::Result<TcpStream> {
-    let found = addresses(host, port, except).await?;
+/// Connects to one of the addresses of a name, in this order. Returns also all that there are to try.
+pub(super) async fn dial(
+    host: &str,
+    port: u16,
+    has_small_segments: bool,
+    order: PeerOrder<'_>,
+) -> io::Result<(TcpStream, Vec<IpAddr>)> {
+    let found = addresses(host, port, order).await?;
     if found.is_empty() {
         return Err(io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address")));
     }
-    race(found, has_small_segments).await
+    let all = found.iter().map(SocketAddr::ip).collect();
+    race(found, has_small_segments).await.map(|tcp| (tcp, all))
 }
 
 /// Whether a name has other addresses than these.
 pub(super) async fn has_others(host: &str, port: u16, except: &[IpAddr]) -> bool {
-    addresses(host, port, except).await.is_ok_and(|found| !found.is_empty())
+    addresses(host, port, PeerOrder { except, last: &[] }).await.is_ok_and(|found| !found.is_empty())
 }
 
-async fn addresses(host: &str, port: u16, except: &[IpAddr]) -> io::Result<VecDeque<SocketAddr>> {
-    let found = lookup_host((host, port)).await?.filter(|address| !except.contains(&address.ip()));
-    Ok(interleaved(found.take(MOST).collect()))
+async fn addresses(host: &str, port: u16, order: PeerOrder<'_>) -> io::Result<VecDeque<SocketAddr>> {
+    Ok(ordered(lookup_host((host, port)).await?, order))
+}
+
+/// The addresses to try, of those that were found.
+pub(super) fn ordered(found: impl Iterator<Item = SocketAddr>, order: PeerOrder<'_>) -> VecDeque<SocketAddr> {
+    let place = |address: &SocketAddr| order.last.iter().position(|last| *last == address.ip());
+    let found = found.filter(|address| !order.except.contains(&address.ip()));
+    let (mut failed, fresh): (Vec<_>, Vec<_>) = found.partition(|address| place(address).is_some());
+    failed.sort_by_key(place);
+    interleaved(fresh).into_iter().chain(failed).take(MOST).collect()
 }
 
 /// Alternates the address families, beginning with that of the first address, which the system prefers.

@@ -9,6 +9,7 @@ mod connection;
 mod dial;
 mod frames;
 mod pace;
+mod peers;
 mod pieces;
 pub mod proxy;
 mod stream;
@@ -28,6 +29,7 @@ use tokio_rustls::TlsConnector;
 
 pub(super) use self::connection::MESSAGE_IDS;
 use self::connection::UpstreamConnection;
+use self::peers::{BrokenPeers, FailedPeers, PeerOrder};
 use self::stream::{Bare, UpstreamStream};
 use super::mark::SessionMark;
 use super::neighbours::{Neighbours, Presence};
@@ -41,8 +43,6 @@ use crate::secret::Secret;
 
 /// The number of requests besides messages that may wait: subscriptions and acknowledgements.
 const SPARE_REQUESTS: usize = 512;
-/// The number of addresses of one name that may stay silent in one attempt.
-const MOST_SILENT: usize = 3;
 /// The bytes of a PUBLISH of 3.1.1 besides its topic and its payload.
 const HEAD: usize = 9;
 
@@ -72,12 +72,22 @@ pub struct RemoteClient {
     neighbours: Neighbours,
     /// The entry of the connection among the neighbours.
     presence: Option<Presence>,
+    failed_peers: FailedPeers,
+    /// The peer of the last connection, with the name that led to it and all addresses of that.
+    last_peer: Option<(String, ReachedPeer)>,
 }
 
 impl RemoteClient {
     /// A client that is not connected, and accepts messages up to this size in bytes.
     pub(crate) fn new(max_packet_size: usize) -> RemoteClient {
-        RemoteClient { max_packet_size, connection: None, neighbours: Neighbours::default(), presence: None }
+        RemoteClient {
+            max_packet_size,
+            connection: None,
+            neighbours: Neighbours::default(),
+            presence: None,
+            failed_peers: FailedPeers::default(),
+            last_peer: None,
+        }
     }
 
     /// Makes no connection from now on by which messages would loop between it and these.
@@ -118,8 +128,10 @@ impl UpstreamClient for RemoteClient {
             Some(password) => Some(password::fetch(password).await.map_err(Broken::Unprepared)?),
             None => None,
         };
-        let mut broken_peers = BrokenPeers::default();
+        let (name, mut broken_peers) = (address.authority(), BrokenPeers::default());
         loop {
+            let last = self.failed_peers.of(&name);
+            let order = PeerOrder { except: &broken_peers.known, last: &last };
             let terms = ConnectTerms {
                 settings,
                 address,
@@ -128,9 +140,10 @@ impl UpstreamClient for RemoteClient {
                 max_packet_size: self.max_packet_size,
                 neighbours: &self.neighbours,
             };
-            let (broken, peer) = match attempt(terms, &broken_peers.known, mark).await {
-                Ok((connection, link, presence)) => {
+            let (broken, peer) = match attempt(terms, order, mark).await {
+                Ok(OpenedConnection { connection, link, presence, reached }) => {
                     (self.connection, self.presence) = (Some(connection), presence);
+                    self.last_peer = reached.map(|reached| (name, reached));
                     return Ok(link);
                 }
                 Err(failed) => failed,
@@ -138,6 +151,10 @@ impl UpstreamClient for RemoteClient {
             if broken == Broken::Silent && peer.is_some() {
                 // the upstream may have received the CONNECT, and may belong to the same cluster as the next one
                 mark.is_unanswered();
+            }
+            // the same peer is asked with another version at once
+            if let Some(peer) = peer.filter(|_| broken != Broken::Version) {
+                self.failed_peers.add(&name, peer);
             }
             broken_peers.add(address, broken, peer).await?;
         }
@@ -170,6 +187,19 @@ impl UpstreamClient for RemoteClient {
         self.connection.as_mut().map_or(LineProgress::Nothing, |connection| connection.line(owed))
     }
 
+    fn leave_peer(&mut self) -> bool {
+        let Some((name, reached)) = &self.last_peer else { return false };
+        self.failed_peers.add(name, reached.peer.ip());
+        let failed = self.failed_peers.of(name);
+        reached.all.iter().any(|ip| !failed.contains(ip))
+    }
+
+    fn peer_was_good(&mut self) {
+        if let Some((name, _)) = &self.last_peer {
+            self.failed_peers.forget(name);
+        }
+    }
+
     fn would_loop(&mut self, settings: &UpstreamSettings) -> bool {
         self.presence.as_ref().is_some_and(|presence| presence.would_loop(settings))
     }
@@ -180,38 +210,6 @@ impl UpstreamClient for RemoteClient {
 
     fn close(&mut self) {
         (self.connection, self.presence) = (None, None);
-    }
-}
-
-/// Whether another address of the same name may work although this one does not.
-fn is_of_peer(broken: &Broken) -> bool {
-    use Broken::{Closed, Failed, Garbled, Lasting, NotBegun, NotYetValid, OtherThan, Silent};
-    let has_no_way = matches!(broken, NotBegun(..) | OtherThan(..));
-    has_no_way || matches!(broken, Silent | Closed | Failed(_) | Lasting(_) | NotYetValid(_) | Garbled)
-}
-
-/// The addresses of a name that have led nowhere, or to a broken upstream. The others are tried.
-#[derive(Default)]
-struct BrokenPeers {
-    known: Vec<IpAddr>,
-    /// What was wrong with the last one.
-    last: Option<Broken>,
-}
-
-impl BrokenPeers {
-    /// Records a failed attempt at an address, if one was reached. Returns the error to report if no other is to be tried.
-    async fn add(&mut self, address: &UpstreamAddress, broken: Broken, peer: Option<IpAddr>) -> Result<(), Broken> {
-        // what was wrong with one that answered tells more than that the others cannot be reached
-        let Some(peer) = peer else { return Err(self.last.take().unwrap_or(broken)) };
-        if !is_of_peer(&broken) || self.known.contains(&peer) || self.known.len() >= MOST_SILENT {
-            return Err(broken);
-        }
-        self.known.push(peer);
-        if !dial::has_others(&address.host, address.port, &self.known).await {
-            return Err(broken);
-        }
-        self.last = Some(broken);
-        Ok(())
     }
 }
 
@@ -227,30 +225,39 @@ struct ConnectTerms<'a> {
 }
 
 /// The two ends of a connection that has been established without a proxy.
-#[derive(Clone, Copy)]
 struct ReachedPeer {
     peer: SocketAddr,
     local: IpAddr,
+    /// All addresses that were tried in this attempt, or would have been.
+    all: Vec<IpAddr>,
+}
+
+/// A connection that the upstream has accepted.
+struct OpenedConnection {
+    connection: UpstreamConnection,
+    link: Link,
+    presence: Option<Presence>,
+    reached: Option<ReachedPeer>,
 }
 
 /// Makes one attempt. The error also has the address that was reached.
 async fn attempt(
     terms: ConnectTerms<'_>,
-    silent: &[IpAddr],
+    order: PeerOrder<'_>,
     mark: &mut SessionMark,
-) -> Result<(UpstreamConnection, Link, Option<Presence>), (Broken, Option<IpAddr>)> {
+) -> Result<OpenedConnection, (Broken, Option<IpAddr>)> {
     let ConnectTerms { settings, address, offer, password, max_packet_size, neighbours } = terms;
     let begin = Instant::now();
     let end = begin + settings.connect_timeout;
     let mut reached = None;
-    let stream = timeout_at(end, open(settings, address, offer.has_small_segments, silent, &mut reached)).await;
+    let stream = timeout_at(end, open(settings, address, offer.has_small_segments, order, &mut reached)).await;
     let stream = stream.unwrap_or_else(|_| {
         let seconds = settings.connect_timeout.as_secs_f32();
         Err(Broken::Failed(format!("there is no connection within {seconds} s (connect_timeout)")))
     });
-    let peer = reached.map(|reached: ReachedPeer| reached.peer.ip());
+    let peer = reached.as_ref().map(|reached: &ReachedPeer| reached.peer.ip());
     let stream = stream.map_err(|broken| (broken, peer))?;
-    let presence = reached.map(|at| neighbours.enter(settings, address, offer.version, (at.peer, at.local)));
+    let presence = reached.as_ref().map(|at| neighbours.enter(settings, address, offer.version, (at.peer, at.local)));
     let presence = presence.transpose().map_err(|why| (Broken::Lasting(why), peer))?;
     // limited to a part of the time, as explained there
     let _ = timeout(settings.connect_timeout / 4, mark.asks()).await;
@@ -265,7 +272,7 @@ async fn attempt(
         mark.is_unanswered();
     }
     let link = link.map_err(|_| (Broken::Silent, peer))?.map_err(|broken| (broken, peer))?;
-    Ok((connection, link, presence))
+    Ok(OpenedConnection { connection, link, presence, reached })
 }
 
 /// A connection on which nothing has been sent.
@@ -295,7 +302,8 @@ pub(super) async fn is_reachable(settings: &UpstreamSettings, address: &Upstream
     let mut broken_peers = BrokenPeers::default();
     loop {
         let mut reached = None;
-        let opening = open(settings, address, false, &broken_peers.known, &mut reached);
+        let order = PeerOrder { except: &broken_peers.known, last: &[] };
+        let opening = open(settings, address, false, order, &mut reached);
         let broken = match timeout(settings.connect_timeout, opening).await {
             Ok(Ok(_)) => return true,
             Ok(Err(broken)) => broken,
@@ -313,7 +321,7 @@ async fn open(
     settings: &UpstreamSettings,
     address: &UpstreamAddress,
     has_small_segments: bool,
-    silent: &[IpAddr],
+    order: PeerOrder<'_>,
     reached: &mut Option<ReachedPeer>,
 ) -> Result<Box<dyn UpstreamStream>, Broken> {
     let failed = |error: std::io::Error| tls::broken_io(&error);
@@ -321,14 +329,15 @@ async fn open(
     let secure = if address.scheme.is_tls() { Some(Secure::prepare(settings, address).await?) } else { None };
     let mut tcp = match &settings.proxy {
         None => {
-            let tcp = dial::dial(&address.host, address.port, has_small_segments, silent).await.map_err(failed)?;
+            let dialled = dial::dial(&address.host, address.port, has_small_segments, order).await;
+            let (tcp, all) = dialled.map_err(failed)?;
             let ends = tcp.peer_addr().and_then(|peer| Ok((peer, tcp.local_addr()?)));
-            *reached = ends.ok().map(|(peer, local)| ReachedPeer { peer, local: local.ip() });
+            *reached = ends.ok().map(|(peer, local)| ReachedPeer { peer, local: local.ip(), all });
             tcp
         }
         Some(proxy) => {
-            let tcp = dial::dial(&proxy.host, proxy.port, has_small_segments, &[]).await;
-            tcp.map_err(|error| tls::broken_io(&error).of(format_args!("proxy {proxy}")))?
+            let dialled = dial::dial(&proxy.host, proxy.port, has_small_segments, PeerOrder::default()).await;
+            dialled.map_err(|error| tls::broken_io(&error).of(format_args!("proxy {proxy}")))?.0
         }
     };
     // data that belongs together is written together already

@@ -159,13 +159,14 @@ impl<C: UpstreamClient> Upstream<C> {
     }
 
     /// Goes on to the next address if the present one has accepted several connections in a row and soon ended them without
-    /// having taken anything, or says that it is not the right one. Returns whether there is one that has not done so since the
-    /// last connection that was good.
+    /// having taken anything, or says that it is not the right one. The next time, its name leads to another peer. Returns whether
+    /// there is an address, or a peer, that has not done so since the last connection that was good.
     pub(super) fn pass_on(&mut self, why: &Broken, lasted: Duration) -> bool {
         let was_good = self.session.has_received() || lasted >= GOOD;
         if !why.is_elsewhere() && was_good {
             (self.passed_on, self.soon_ended) = (0, 0);
             self.failback_tries.was_good(self.address);
+            self.client.peer_was_good();
             return false;
         }
         self.soon_ended += 1;
@@ -174,10 +175,11 @@ impl<C: UpstreamClient> Upstream<C> {
             return false;
         }
         self.soon_ended = 0;
+        let has_peers = self.client.leave_peer();
         let all = self.current.addresses.len();
         self.address = (self.address + 1) % all.max(1);
         self.passed_on += 1;
-        let has_others = self.passed_on < all;
+        let has_others = has_peers || self.passed_on < all;
         if !has_others {
             self.passed_on = 0;
         }
