@@ -66,7 +66,11 @@ impl Failback {
     }
 
     /// Waits until the first address answers. Safe to cancel.
-    pub(crate) async fn is_due(this: &mut Option<Failback>, settings: &Arc<UpstreamSettings>) -> bool {
+    pub(crate) async fn is_due(
+        this: &mut Option<Failback>,
+        settings: &Arc<UpstreamSettings>,
+        tries: FailbackTries,
+    ) -> bool {
         let Some(failback) = this else { return pending().await };
         loop {
             match failback {
@@ -86,7 +90,8 @@ impl Failback {
                         return true;
                     }
                     let wait = settings.failback.unwrap_or(Duration::from_secs(3600));
-                    *failback = Failback::At(Instant::now() + jittered(wait));
+                    // a first address that refuses and is down in between costs no less
+                    *failback = Failback::At(Instant::now() + jittered(tries.lengthened(wait)));
                 }
             }
         }
@@ -108,7 +113,30 @@ fn jittered(wait: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::timeout_at;
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_at_an_address_that_is_down_does_not_shorten_the_wait() {
+        let (mut tries, minute) = (FailbackTries::default(), Duration::from_secs(60));
+        for _ in 0..2 {
+            tries.begin();
+            tries.connected(1);
+        }
+        // it has no address, so each look is in vain
+        let mut settings = UpstreamSettings::new("u", Vec::new(), "c");
+        settings.failback = Some(minute);
+        let settings = Arc::new(settings);
+        let mut failback = Failback::after(&settings, 1, tries);
+        for _ in 0..3 {
+            let Some(Failback::At(at)) = failback else { panic!("{failback:?}") };
+            let looked = timeout_at(at + minute, Failback::is_due(&mut failback, &settings, tries)).await;
+            assert!(looked.is_err(), "it does not answer");
+            let Some(Failback::At(next)) = failback else { panic!("{failback:?}") };
+            assert!(next - at >= 4 * minute, "{:?}", next - at);
+        }
+    }
 
     #[test]
     fn a_first_address_that_refuses_is_tried_ever_more_seldom() {
