@@ -14,12 +14,29 @@ use crate::upstream::wire::{Broken, ClientEvent, InMessage, Link, StatusWill, Ve
 const BAD_VERSION: u8 = 1;
 const LAST_CODE: u8 = 5;
 
+/// Whether what CONNECT says fits into it: each text has a length of two bytes [MQTT-1.5.3], which rumqttc cuts off.
+pub(super) fn check_lengths(settings: &UpstreamSettings, password: Option<&Secret>) -> Result<(), String> {
+    let most = usize::from(u16::MAX);
+    let texts = [
+        ("password", password.map(Secret::expose)),
+        ("username", settings.username.as_deref()),
+        ("client_id", Some(&*settings.client_id)),
+        ("status_topic", settings.status_topic.as_ref().map(|topic| topic.as_str())),
+    ];
+    let mut lengths = texts.into_iter().filter_map(|(name, text)| Some((name, text?.len())));
+    match lengths.find(|(_, length)| *length > most) {
+        Some((name, length)) => Err(format!("the {name} has {length} bytes; valid in MQTT: at most {most}")),
+        None => Ok(()),
+    }
+}
+
 pub(super) fn connect(
     settings: &UpstreamSettings,
     will: StatusWill,
     password: Option<&Secret>,
     out: &mut BytesMut,
 ) -> Result<(), String> {
+    check_lengths(settings, password)?;
     let mut connect = Connect::new(&settings.client_id);
     connect.keep_alive = u16::try_from(settings.keep_alive.as_secs()).unwrap_or(u16::MAX);
     connect.clean_session = settings.clean_session;
@@ -139,4 +156,43 @@ fn subscribed(packet: &[u8]) -> Result<Incoming, Broken> {
         return Err(Broken::Garbled);
     }
     Ok(Incoming::Event(ClientEvent::Subscribed(codes.to_vec())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::v5;
+    use super::*;
+    use crate::upstream::settings::UpstreamAddress;
+
+    #[test]
+    fn what_does_not_fit_into_connect_is_said_and_not_cut_off() {
+        let address = UpstreamAddress::parse("mqtt://127.0.0.1").unwrap();
+        let settings = UpstreamSettings::new("home", vec![address], "loft");
+        let texts = |length: usize| {
+            let named = UpstreamSettings { username: Some("u".into()), ..settings.clone() };
+            let long = || "x".repeat(length);
+            let user = UpstreamSettings { username: Some(long()), ..settings.clone() };
+            let client = UpstreamSettings { client_id: long(), ..settings.clone() };
+            [(named, Some(Secret::new(long())), "password"), (user, None, "username"), (client, None, "client_id")]
+        };
+        for length in [65_535, 65_536] {
+            for (settings, password, name) in texts(length) {
+                let (mut old, mut new) = (BytesMut::new(), BytesMut::new());
+                let password = password.as_ref();
+                let encoded = [
+                    connect(&settings, StatusWill::None, password, &mut old),
+                    v5::connect(&settings, (StatusWill::None, password), 1000, &mut new),
+                ];
+                for (encoded, bytes) in encoded.into_iter().zip([old, new]) {
+                    match encoded {
+                        Ok(()) => assert!(length == 65_535 && bytes.len() > length, "{name}"),
+                        Err(why) => {
+                            assert_eq!(why, format!("the {name} has 65536 bytes; valid in MQTT: at most 65535"));
+                            assert!(length == 65_536 && bytes.is_empty());
+                        }
+                    }
+                }
+            }
+        }
+    }
 }

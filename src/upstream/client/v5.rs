@@ -23,6 +23,7 @@ pub(super) fn connect(
     max_incoming: usize,
     out: &mut BytesMut,
 ) -> Result<(), String> {
+    v4::check_lengths(settings, password)?;
     let expiry = if settings.clean_session { 0 } else { settings.session_expiry.as_secs() };
     let mut properties = ConnectProperties::new();
     properties.session_expiry_interval = Some(u32::try_from(expiry).unwrap_or(u32::MAX));
