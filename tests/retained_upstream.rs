@@ -6,6 +6,8 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::thread;
+use std::time::Duration;
 
 use support::{Connect, Gateway, Mosquitto, Setup, free_port, wait_until};
 
@@ -132,7 +134,7 @@ fn it_is_equal_when_the_upstream_has_forgotten_everything_and_when_messages_expi
             let properties = support::Properties::new().four(2, 1);
             client.publish_with(&format!("loft/{topic}"), "", 1, true, &properties);
         }
-        std::thread::sleep(std::time::Duration::from_secs(1));
+        thread::sleep(Duration::from_secs(1));
         let mosquitto = Mosquitto::on(port, "");
         others_publish(port);
         wait_until_equal(&gateway, &mosquitto, &OTHERS);
@@ -167,5 +169,31 @@ fn an_overtaken_message_does_not_replace_what_is_newer() {
     });
     publisher.publish("loft/a", "", 1, true);
     wait_until("the deletion", || retained(port, "sites/#").is_empty());
+    drop(mosquitto);
+}
+
+#[test]
+fn it_is_equal_although_values_are_older_than_max_age() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let gateway = Setup::default().config(&(upstream(port, "") + "max_age = \"1 s\"\n")).start();
+    let persistence = format!("persistence true\npersistence_location {}/\nuser root", dir.path().display());
+    let mosquitto = Mosquitto::on(port, &persistence);
+    let mut client = Connect::new("client").open(gateway.port);
+    for topic in ["loft/a", "loft/b", "loft/c"] {
+        client.publish(topic, "1", 1, true);
+    }
+    wait_until_equal(&gateway, &mosquitto, &[]);
+    mosquitto.stop();
+    // a newer value and a deletion wait for too long
+    client.publish("loft/a", "2", 1, true);
+    client.publish("loft/b", "", 1, true);
+    thread::sleep(Duration::from_millis(1_200));
+    let mosquitto = Mosquitto::on(port, &persistence);
+    wait_until_equal(&gateway, &mosquitto, &[]);
+    // and all are old when the upstream has forgotten everything
+    mosquitto.stop();
+    let mosquitto = Mosquitto::on(port, "");
+    wait_until_equal(&gateway, &mosquitto, &[]);
     drop(mosquitto);
 }

@@ -144,9 +144,12 @@ impl UpstreamSession {
             return Err(LedgerOutcome::Dropped(DropReason::CameFromThere));
         }
         let target = self.rules.outgoing(view.topic()).ok_or(LedgerOutcome::Dropped(DropReason::NoRule))?;
+        let retain = view.retain() && is_current && target.retain && self.takes_retain(link);
         // messages from before this boot have a negative time
         let age = (now as i64).saturating_sub(view.boot_ms() as i64);
-        if target.max_age.is_some_and(|most| age > i64::try_from(most.as_millis()).unwrap_or(i64::MAX)) {
+        let is_too_old = target.max_age.is_some_and(|most| age > i64::try_from(most.as_millis()).unwrap_or(i64::MAX));
+        // without the retained message of its topic the upstream would keep an older one
+        if is_too_old && !retain {
             return Err(LedgerOutcome::Expired);
         }
         let expiry = view.remaining_expiry(now).map_err(|_| LedgerOutcome::Expired)?;
@@ -168,7 +171,7 @@ impl UpstreamSession {
             topic: target.topic,
             payload,
             qos: qos.min(link.max_qos),
-            retain: view.retain() && is_current && target.retain && self.takes_retain(link),
+            retain,
             properties,
             packet_id: None,
             is_repeated: false,

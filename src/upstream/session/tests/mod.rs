@@ -2,6 +2,7 @@ mod denied;
 mod exact;
 mod later;
 mod opening;
+mod outgoing;
 mod put_off;
 mod strict;
 mod suspect;
