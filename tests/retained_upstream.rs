@@ -6,6 +6,10 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -170,6 +174,121 @@ fn an_overtaken_message_does_not_replace_what_is_newer() {
     publisher.publish("loft/a", "", 1, true);
     wait_until("the deletion", || retained(port, "sites/#").is_empty());
     drop(mosquitto);
+}
+
+/// A line to a broker that is cut as soon as this many bytes have gone up. The rest of a cut connection is lost.
+struct Line {
+    port: u16,
+    left: Arc<AtomicUsize>,
+}
+
+/// The line is not cut.
+const WHOLE: usize = usize::MAX;
+
+impl Line {
+    fn to(broker: u16) -> Line {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (port, left) = (listener.local_addr().unwrap().port(), Arc::new(AtomicUsize::new(WHOLE)));
+        let shared = left.clone();
+        thread::spawn(move || {
+            for gateway in listener.incoming().map_while(Result::ok) {
+                let Ok(broker) = TcpStream::connect(("127.0.0.1", broker)) else { continue };
+                let (up, down) = ((gateway.try_clone().unwrap(), broker.try_clone().unwrap()), (broker, gateway));
+                let left = shared.clone();
+                thread::spawn(move || carry(up, Some(&left)));
+                thread::spawn(move || carry(down, None));
+            }
+        });
+        Line { port, left }
+    }
+
+    fn cut_after(&self, bytes: usize) {
+        self.left.store(bytes, Ordering::Relaxed);
+    }
+
+    fn is_whole(&self) -> bool {
+        self.left.load(Ordering::Relaxed) == WHOLE
+    }
+}
+
+fn carry((mut from, mut to): (TcpStream, TcpStream), left: Option<&AtomicUsize>) {
+    let _ = to.set_nodelay(true);
+    let mut bytes = [0; 256];
+    while let Ok(count @ 1..) = from.read(&mut bytes) {
+        if to.write_all(&bytes[..count]).is_err() {
+            break;
+        }
+        let Some(before) = left.map(|left| left.load(Ordering::Relaxed)).filter(|before| *before != WHOLE) else {
+            continue;
+        };
+        if count >= before {
+            left.unwrap().store(WHOLE, Ordering::Relaxed);
+            break;
+        }
+        left.unwrap().store(before - count, Ordering::Relaxed);
+        // a slow line, so that not everything is on it at once
+        thread::sleep(Duration::from_millis(2));
+    }
+    let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
+}
+
+/// The number of values, and the bytes of the packets that bring all of them.
+const MANY: usize = 300;
+const MANY_BYTES: usize = MANY * 80;
+
+fn publish_many(gateway: &Gateway, text: &str) {
+    let mut client = Connect::new("many").open(gateway.port);
+    for number in 0..MANY {
+        client.publish(&format!("loft/{number}"), format!("{text}{number:60}"), 1, true);
+    }
+    client.disconnect();
+}
+
+#[test]
+fn it_is_equal_although_the_line_fails_while_values_come_back() {
+    for protocol in [4, 5] {
+        let port = free_port();
+        let line = Line::to(port);
+        let keys = format!("protocol = {protocol}\nretry = {{ min = \"100 ms\", max = \"400 ms\" }}\n");
+        let mut gateway = Setup::default().config(&upstream(line.port, &keys)).start();
+        // without persistence: it has forgotten everything after each restart
+        let mut mosquitto = Mosquitto::on(port, "");
+        publish_many(&gateway, "1");
+        wait_until_equal(&gateway, &mosquitto, &[]);
+        // the connection ends within the pass, several times
+        mosquitto.stop();
+        line.cut_after(MANY_BYTES / 4);
+        mosquitto = Mosquitto::on(port, "");
+        for _ in 0..3 {
+            wait_until("the line is cut", || line.is_whole());
+            line.cut_after(MANY_BYTES / 4);
+        }
+        line.cut_after(WHOLE);
+        wait_until_equal(&gateway, &mosquitto, &[]);
+        // within a backlog, before the pass
+        mosquitto.stop();
+        let mut client = Connect::new("backlog").open(gateway.port);
+        for number in 0..MANY {
+            client.publish("loft/backlog", format!("{number:60}"), 1, false);
+        }
+        line.cut_after(MANY_BYTES / 4);
+        mosquitto = Mosquitto::on(port, "");
+        wait_until("the line is cut", || line.is_whole());
+        wait_until_equal(&gateway, &mosquitto, &[]);
+        // the gateway is stopped, or killed, within the pass
+        for is_killed in [false, true] {
+            mosquitto.stop();
+            line.cut_after(4 * MANY_BYTES);
+            mosquitto = Mosquitto::on(port, "");
+            wait_until("the pass runs", || line.left.load(Ordering::Relaxed) < 4 * MANY_BYTES - MANY_BYTES / 4);
+            let ended = if is_killed { gateway.kill() } else { gateway.end() };
+            line.cut_after(WHOLE);
+            gateway = ended.restart();
+            wait_until_equal(&gateway, &mosquitto, &[]);
+        }
+        drop(gateway.stop());
+        mosquitto.stop();
+    }
 }
 
 #[test]

@@ -9,11 +9,14 @@ use tokio::time::{Instant, sleep_until};
 
 use super::waiting_will::WaitingWill;
 
+/// A will with the name of its session.
+type LateWill = (Box<str>, WaitingWill);
+
 /// The waiting wills.
 #[derive(Debug, Default)]
 pub(super) struct LateWills {
     /// By the time of the turn. Their number is bounded by the memory for wills.
-    wills: Mutex<BTreeMap<(Instant, u64), (Box<str>, WaitingWill)>>,
+    wills: Mutex<BTreeMap<(Instant, u64), LateWill>>,
     next: AtomicU64,
     /// Notified when one is added.
     added: Notify,
@@ -27,7 +30,7 @@ impl LateWills {
     }
 
     /// Takes out a will whose turn has come.
-    pub(super) fn take_due(&self, now: Instant) -> Option<(Box<str>, WaitingWill)> {
+    pub(super) fn take_due(&self, now: Instant) -> Option<LateWill> {
         self.wills.lock().first_entry().filter(|first| first.key().0 <= now).map(|first| first.remove())
     }
 

@@ -52,7 +52,6 @@ mod tests {
     use std::path::Path;
 
     use super::super::{Environment, read as read_all};
-    use super::*;
 
     /// An address of this machine: one that others use, if there is one.
     fn own_address() -> IpAddr {

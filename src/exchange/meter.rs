@@ -10,13 +10,12 @@
 //! because a topic of few levels visits few of them, whatever filters others have. What a message costs beyond that, because
 //! there are thousands of shared subscriptions for it, is charged to their owner ([`super::shared`]). All charged clients
 //! share a quarter of the time, and each owner (a user, all guests together, all upstreams together) gets the same part of
-//! it. The part of the guests is divided in the same way among their networks, so there is an [`Account`] for each of them.
-//! Whoever has used up its part waits for its turn before its next search or publication. Clients that are never charged are
-//! never looked up here.
+//! it. The part of the guests is divided in the same way among their networks, so each of them is a [`PayingAccount`] of its
+//! own. Whoever has used up its part waits for its turn before its next search or publication. Clients that are never
+//! charged are never looked up here.
 //!
-//! The debt of an account has no bound. A bound would let its other clients begin before the work of all of them is paid
-//! off, so the more clients a user or a network has, the more it would get. Others wait for it only if nobody knows from
-//! where they come.
+//! The debt of an account has no bound. With one, its other clients would begin before the work of all of them is paid off,
+//! so a user or network would get more, the more clients it has.
 //!
 //! The dispatcher charges a publication only when it gets to it, so what may wait for it is limited: a batch of a client has
 //! at most [`MOST_DEEP`] changes of topics with more levels than usual, and while such a batch is on its way the next one
@@ -127,12 +126,12 @@ pub(crate) struct Meter {
 }
 
 /// Those who are charged together: all clients of an owner, or the guests of one network, which the origin stands for.
-type Account = (Owner, Option<Origin>);
+type PayingAccount = (Owner, Option<Origin>);
 
 #[derive(Debug, Default)]
 struct Charged {
     /// For each account, the time by which its charge is paid off at its rate.
-    accounts: HashMap<Account, Instant>,
+    accounts: HashMap<PayingAccount, Instant>,
     /// For each client, the time of its next turn.
     turns: HashMap<(Origin, Owner), Instant>,
     /// For each guest of MQTT, the origin that stands for its network, and the number of its connection.
@@ -144,7 +143,7 @@ struct Charged {
 
 impl Charged {
     /// The account of a client. A guest whose network is not known has one of its own.
-    fn account(&self, origin: Origin) -> Account {
+    fn account(&self, origin: Origin) -> PayingAccount {
         if origin.owner != Owner::GUESTS {
             return (origin.owner, None);
         }
@@ -158,7 +157,7 @@ impl Charged {
 
     /// By how much the time of this account is divided at present: among the owners in debt, and of one owner among its
     /// accounts.
-    fn parts(&self, account: Account, now: Instant) -> u32 {
+    fn parts(&self, account: PayingAccount, now: Instant) -> u32 {
         let (mut owners, mut accounts, mut seen) = (1, 1, [false; 256]);
         for (other, _) in self.accounts.iter().filter(|(other, until)| **other != account && **until > now) {
             if other.0 == account.0 {

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use super::place::{is_localhost, plain_name};
 use crate::net::percent;
 use crate::secret::Secret;
 
@@ -106,6 +105,16 @@ impl fmt::Display for UpstreamAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}://{}{}", self.scheme.name(), self.authority(), self.shown_path())
     }
+}
+
+/// A host name in the form in which all its spellings are the same.
+pub(super) fn plain_name(host: &str) -> String {
+    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
+}
+
+/// Whether a plain name means this machine everywhere [RFC 6761 section 6.3].
+pub(super) fn is_localhost(name: &str) -> bool {
+    name == "localhost" || name.ends_with(".localhost")
 }
 
 fn authority(host: &str, port: u16) -> String {

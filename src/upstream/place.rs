@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
-use super::address::UpstreamAddress;
+use super::address::{UpstreamAddress, is_localhost, plain_name};
 
 /// The names of the loopback address in the files of hosts that systems come with, besides those that end with `.localhost`.
 const LOOPBACK: [&str; 6] =
@@ -57,16 +57,6 @@ impl UpstreamPlace {
             port: peer.port(),
         }
     }
-}
-
-/// A host name in the form in which all its spellings are the same.
-pub(super) fn plain_name(host: &str) -> String {
-    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
-}
-
-/// Whether a plain name means this machine everywhere [RFC 6761 section 6.3].
-pub(super) fn is_localhost(name: &str) -> bool {
-    name == "localhost" || name.ends_with(".localhost")
 }
 
 /// Whether a plain name is that of this machine, perhaps as mDNS has it.

@@ -10,8 +10,6 @@ use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::peers::PeerOrder;
-
 /// How long an attempt may take before the next one begins as well [RFC 8305 section 5].
 const HEAD_START: Duration = Duration::from_millis(250);
 /// The number of addresses of a name that are tried.
@@ -20,6 +18,15 @@ const MOST: usize = 16;
 /// The bytes of a small segment. With its headers it is a packet of 1280 bytes, which every path of IPv6 must carry
 /// [RFC 8200 section 5].
 const SMALL_SEGMENT: u32 = 1220;
+
+/// In which order the addresses of a name are tried.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct PeerOrder<'a> {
+    /// These are not tried.
+    pub(super) except: &'a [IpAddr],
+    /// These are tried after all others, in this order.
+    pub(super) last: &'a [IpAddr],
+}
 
 /// Connects to one of the addresses of a name, in this order. Returns also all that there are to try.
 pub(super) async fn dial(

@@ -29,7 +29,8 @@ use tokio_rustls::TlsConnector;
 
 pub(super) use self::connection::MESSAGE_IDS;
 use self::connection::UpstreamConnection;
-use self::peers::{BrokenPeers, FailedPeers, PeerOrder};
+use self::dial::PeerOrder;
+use self::peers::{BrokenPeers, FailedPeers};
 use self::stream::{Bare, UpstreamStream};
 use super::mark::SessionMark;
 use super::neighbours::{Neighbours, Presence};

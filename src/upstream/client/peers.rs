@@ -12,15 +12,6 @@ const MOST_BROKEN: usize = 3;
 /// The number of addresses that are remembered as failed.
 const MOST_FAILED: usize = 64;
 
-/// In which order the addresses of a name are tried.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct PeerOrder<'a> {
-    /// These are not tried.
-    pub(super) except: &'a [IpAddr],
-    /// These are tried after all others, in this order.
-    pub(super) last: &'a [IpAddr],
-}
-
 /// The addresses that have failed, also after they had accepted a connection. They are tried last, so that none is excluded for
 /// ever, until a connection by the same name was good.
 #[derive(Debug, Default)]
@@ -87,6 +78,7 @@ impl BrokenPeers {
 mod tests {
     use std::net::SocketAddr;
 
+    use super::dial::PeerOrder;
     use super::*;
 
     #[test]

@@ -43,6 +43,7 @@ mod granted;
 mod learned;
 mod opening;
 mod outgoing;
+mod own;
 mod put_off;
 mod quota;
 mod rate;
@@ -241,16 +242,6 @@ impl UpstreamSession {
         self.in_flight.iter().filter(|message| message.gone_to.is_none()).count()
     }
 
-    /// The number of these that are not from the journal.
-    pub(crate) fn own_in_flight(&self) -> usize {
-        self.in_flight.iter().filter(|message| message.source.is_none() && message.gone_to.is_none()).count()
-    }
-
-    /// Whether one of them was not accepted, since the last call.
-    pub(crate) fn take_own_put_off(&mut self) -> bool {
-        std::mem::take(&mut self.own_put_off)
-    }
-
     /// Whether the upstream does not accept the retain flag.
     pub(crate) fn is_retain_refused(&self) -> bool {
         self.retain_refused
@@ -355,16 +346,6 @@ impl UpstreamSession {
     /// Whether messages are sent one at a time.
     fn is_cautious(&self) -> bool {
         self.held > 0 || self.suspicion.is_active() || self.denied.is_trying()
-    }
-
-    /// Sends a message that is not from the journal. Must be called only while there is room.
-    pub(crate) fn own(&mut self, out: OutMessage, now: u64) -> Vec<SessionAction> {
-        let mut message = SentMessage::new(None, now).with(&out, now);
-        self.count_handed(&mut message);
-        self.opening.sends(out.qos);
-        self.in_flight.push_back(message);
-        self.throttle.count(now);
-        vec![SessionAction::Publish(out)]
     }
 
     /// Sends a message of the journal. `is_current` tells, for a message with the retain flag, that it is the retained

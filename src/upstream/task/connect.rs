@@ -46,7 +46,7 @@ impl<C: UpstreamClient> Upstream<C> {
         self.session.set_quiet(!is_news);
         self.set_carried(link.gateway);
         let now = self.clock.boot_ms();
-        self.passes.connected(link.session_present, losses(&self.consumers.backlog()), now);
+        self.passes.connected(self.address, link.session_present, losses(&self.consumers.backlog()), now);
         self.lanes.connected(self.consumers.waiting());
         self.set_filters();
         self.shown.failed_attempts = 0;

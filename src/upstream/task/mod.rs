@@ -262,7 +262,7 @@ impl<C: UpstreamClient> Upstream<C> {
                 self.is_down(&why, &format!("the connection ended: {why}"));
             }
             let by_message = matches!(why, Broken::Closed | Broken::Dismissed(..)) && self.session.own_in_flight() > 0;
-            self.passes.disconnected(by_message, self.clock.boot_ms());
+            self.passes.disconnected(by_message, self.session.oldest_own(), self.clock.boot_ms());
             let by_upstream = matches!(why, Broken::Closed | Broken::Dismissed(..));
             let at_answer = self.inbox.ended(by_upstream, self.clock.boot_ms());
             if self.asked.ended(by_upstream) || at_answer {

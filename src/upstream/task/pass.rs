@@ -17,6 +17,7 @@ impl<C: UpstreamClient> Upstream<C> {
             }
             self.passes.begin(UpstreamRules::new(&self.current).local_filters(), losses(&backlog), now);
         }
+        self.passes.answered(self.session.oldest_own());
         let synced = *self.synced.borrow();
         match self.passes.need(synced) {
             Need::Nothing => Some(false),
@@ -46,8 +47,8 @@ impl<C: UpstreamClient> Upstream<C> {
             let Some(item) = self.passes.next_item() else { return Some(true) };
             let Some((out, local)) = self.still_right(item, now) else { continue };
             self.passes.handed_over(&self.journal, &out.topic, &local, !out.payload.is_empty());
-            self.passes.count();
-            let actions = self.session.own(out, now);
+            let (number, actions) = self.session.own(out, now);
+            self.passes.count(number);
             if !self.perform(actions) {
                 return None;
             }

@@ -4,7 +4,7 @@ use super::super::super::backoff::Backoff;
 use super::super::super::settings::Retry;
 use super::super::*;
 use super::{Bench, V4, draft};
-use crate::message::{Draft, Topic};
+use crate::message::{Draft, Topic, TopicFilter};
 use crate::upstream::rule::tests::rule;
 use crate::upstream::settings::OutQos;
 

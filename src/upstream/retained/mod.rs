@@ -11,12 +11,16 @@
 //!    this connection anyway. Topics that also come from the upstream are left out of passes, because the value there may be
 //!    newer.
 //!
+//! A pass may be cut off by the end of a connection, whatever the reason is. Until one is complete, it is due on every
+//! connection, also if the upstream then knows our session again, and after a restart. On a session that was kept it goes on
+//! behind what the upstream has answered, so that it becomes complete even if no connection lasts long enough for all.
+//!
 //! Limits: at most [`MOST_KEPT`] topics are recorded for each upstream. Beyond that, a deletion may be lost together with
 //! its message. A message that was refused, is too large or ends connections is not tried again. With MQTT 3.1.1 the
 //! upstream is not told when a value expires. A retained message at QoS 0 for which the journal had no room is sent only in
 //! the next pass.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::ops::Bound;
 
@@ -77,16 +81,51 @@ pub(crate) enum Need {
     Answers,
 }
 
+impl Item {
+    /// The topic by which a pass orders its items.
+    fn place(&self) -> &str {
+        match self {
+            Item::Value(message) => message.view().topic(),
+            Item::Clear { remote, .. } => remote,
+        }
+    }
+}
+
+/// How far a pass is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct PassPlace {
+    /// Whether it is still at the deletions, which come first.
+    is_clearing: bool,
+    /// The index of the filter whose retained messages are sent.
+    filter: usize,
+    /// The topic behind which it goes on.
+    after: String,
+}
+
 #[derive(Debug)]
 struct Pass {
     /// The number of losses when the pass began.
     losses: u64,
-    is_clearing: bool,
-    filters: VecDeque<TopicFilter>,
-    after: String,
+    filters: Vec<TopicFilter>,
+    /// The place up to which items were read.
+    read: PassPlace,
+    /// The place up to which everything was answered.
+    answered: PassPlace,
     items: VecDeque<Item>,
+    /// The place behind the item that was taken last.
+    taken: PassPlace,
+    /// What was sent and not answered: the numbers of the messages on their connection, and the places behind them.
+    unanswered: VecDeque<(u64, PassPlace)>,
     safe_at: Position,
     sent: u64,
+}
+
+/// A pass that the end of a connection has cut off.
+#[derive(Debug)]
+struct CutPass {
+    losses: u64,
+    filters: Vec<TopicFilter>,
+    answered: PassPlace,
 }
 
 /// Decides when passes are due, tracks their progress, and records which topics the upstream retains because of us.
@@ -95,9 +134,15 @@ pub(crate) struct Passes {
     name: String,
     /// The recorded topics: remote to local.
     kept: BTreeMap<String, String>,
-    /// The number of losses when the last pass was complete. `None` means that there was none since a crash, in which the
-    /// gateway may have lost what was not on disk yet.
+    /// The number of losses when the last pass was complete. `None` means that there was none since the upstream has forgotten
+    /// our session, or since a crash, in which the gateway may have lost what was not on disk yet.
     noted: Option<u64>,
+    /// The index of the address in use.
+    address: usize,
+    /// The addresses that have forgotten our session, and at which no pass was complete since. Each may be a broker of its
+    /// own.
+    incomplete: BTreeSet<usize>,
+    cut: Option<CutPass>,
     is_due: bool,
     /// No pass begins before this time on this connection.
     not_before: u64,
@@ -160,6 +205,9 @@ impl Passes {
             name: upstream.to_owned(),
             kept,
             noted,
+            address: 0,
+            incomplete: BTreeSet::new(),
+            cut: None,
             is_due: false,
             not_before: 0,
             wanted_at: None,
@@ -172,16 +220,28 @@ impl Passes {
         }
     }
 
-    /// Handles a new connection.
-    pub(crate) fn connected(&mut self, session_present: bool, losses: u64, now: u64) {
+    /// Handles a new connection to an address.
+    pub(crate) fn connected(&mut self, address: usize, session_present: bool, losses: u64, now: u64) {
         self.end();
+        if !session_present {
+            // nothing is known of the upstream until a pass is complete, however many connections that takes
+            self.noted = None;
+            self.incomplete.insert(address);
+        }
+        self.cut = self.cut.take().filter(|_| session_present && address == self.address);
+        self.address = address;
         self.not_before = self.rests_until;
-        self.is_due = now >= self.not_before && (!session_present || Some(losses) != self.noted);
+        self.is_due = now >= self.not_before && self.is_wanted(losses);
     }
 
-    /// Handles the end of a connection. `by_message` tells that the upstream may have closed it because of a message of the
-    /// pass.
-    pub(crate) fn disconnected(&mut self, by_message: bool, now: u64) {
+    fn is_wanted(&self, losses: u64) -> bool {
+        Some(losses) != self.noted || self.incomplete.contains(&self.address)
+    }
+
+    /// Handles the end of a connection. `oldest` is the number of the oldest message of the pass that was not answered, and
+    /// `by_message` tells that the upstream may have closed the connection because of such a message.
+    pub(crate) fn disconnected(&mut self, by_message: bool, oldest: Option<u64>, now: u64) {
+        self.answered(oldest);
         if by_message && self.pass.as_ref().is_some_and(|pass| pass.sent > 0) {
             self.strikes += 1;
             if self.strikes == STRIKES {
@@ -192,6 +252,9 @@ impl Passes {
                 );
             }
         }
+        if let Some(Pass { losses, filters, answered, .. }) = self.pass.take() {
+            self.cut = Some(CutPass { losses, filters, answered });
+        }
         self.end();
     }
 
@@ -199,9 +262,20 @@ impl Passes {
         (self.is_due, self.pass, self.sent, self.wanted_at) = (false, None, HashSet::new(), None);
     }
 
+    /// Records that all messages of the pass before the one with this number were answered.
+    pub(crate) fn answered(&mut self, oldest: Option<u64>) {
+        let Some(pass) = &mut self.pass else { return };
+        let is_answered = |(number, _): &(u64, PassPlace)| oldest.is_none_or(|oldest| *number < oldest);
+        while pass.unanswered.front().is_some_and(is_answered)
+            && let Some((_, place)) = pass.unanswered.pop_front()
+        {
+            pass.answered = place;
+        }
+    }
+
     /// Updates the number of losses.
     pub(crate) fn losses(&mut self, losses: u64, now: u64) {
-        let is_wanted = !self.is_active() && Some(losses) != self.noted;
+        let is_wanted = !self.is_active() && self.is_wanted(losses);
         self.is_due |= is_wanted && now >= self.not_before;
         self.wanted_at = Some(self.not_before).filter(|_| is_wanted && !self.is_due);
     }
@@ -220,17 +294,23 @@ impl Passes {
         self.is_due
     }
 
-    /// Begins a pass, because all waiting messages were sent.
+    /// Begins a pass, because all waiting messages were sent, or goes on with one that was cut off.
     pub(crate) fn begin(&mut self, filters: Vec<TopicFilter>, losses: u64, now: u64) {
         self.is_due = false;
         self.not_before = now + PASS_EVERY_MS;
-        debug!(upstream = self.name, kept = self.kept.len(), "retained messages are brought up to date");
+        // what was lost since may belong to a topic that it has passed
+        let cut = self.cut.take().filter(|cut| cut.losses == losses && cut.filters == filters);
+        let begin = PassPlace { is_clearing: true, filter: 0, after: String::new() };
+        let place = cut.map_or(begin, |cut| cut.answered);
+        debug!(upstream = self.name, kept = self.kept.len(), ?place, "retained messages are brought up to date");
         self.pass = Some(Pass {
             losses,
-            is_clearing: true,
-            filters: filters.into(),
-            after: String::new(),
+            filters,
+            read: place.clone(),
+            answered: place.clone(),
             items: VecDeque::new(),
+            taken: place,
+            unanswered: VecDeque::new(),
             safe_at: Position(0),
             sent: 0,
         });
@@ -239,11 +319,11 @@ impl Passes {
     /// What the pass needs next. Everything up to `synced` is on disk.
     pub(crate) fn need(&self, synced: Position) -> Need {
         let Some(pass) = &self.pass else { return Need::Nothing };
-        match pass.filters.front() {
+        match pass.filters.get(pass.read.filter) {
             _ if !pass.items.is_empty() && pass.safe_at > synced => Need::Nothing,
             _ if !pass.items.is_empty() => Need::Items,
-            _ if pass.is_clearing => Need::Clears,
-            Some(filter) => Need::Values(filter.clone(), pass.after.clone()),
+            _ if pass.read.is_clearing => Need::Clears,
+            Some(filter) => Need::Values(filter.clone(), pass.read.after.clone()),
             None => Need::Answers,
         }
     }
@@ -257,7 +337,7 @@ impl Passes {
     /// gives the position in the journal at which that is on disk.
     pub(crate) fn clears(&mut self, is_absent: impl Fn(&str) -> bool, barrier: impl FnOnce() -> Position) {
         let Some(pass) = &mut self.pass else { return };
-        let behind = (Bound::Excluded(pass.after.as_str()), Bound::Unbounded);
+        let behind = (Bound::Excluded(pass.read.after.as_str()), Bound::Unbounded);
         let mut last = None;
         for (remote, local) in self.kept.range::<str, _>(behind).take(PAGE) {
             last = Some(remote.clone());
@@ -266,8 +346,8 @@ impl Passes {
             }
         }
         pass.safe_at = barrier();
-        pass.is_clearing = last.is_some();
-        pass.after = last.unwrap_or_default();
+        pass.read.is_clearing = last.is_some();
+        pass.read.after = last.unwrap_or_default();
     }
 
     /// Adds the retained messages that were asked for.
@@ -275,23 +355,27 @@ impl Passes {
         let Some(pass) = &mut self.pass else { return };
         pass.safe_at = safe_at;
         match messages.last() {
-            Some(last) => pass.after = last.view().topic().to_owned(),
+            Some(last) => pass.read.after = last.view().topic().to_owned(),
             None => {
-                pass.filters.pop_front();
-                pass.after.clear();
+                pass.read.filter += 1;
+                pass.read.after.clear();
             }
         }
         pass.items = messages.into_iter().map(Item::Value).collect();
     }
 
     pub(crate) fn next_item(&mut self) -> Option<Item> {
-        self.pass.as_mut()?.items.pop_front()
+        let pass = self.pass.as_mut()?;
+        let item = pass.items.pop_front()?;
+        pass.taken = PassPlace { after: item.place().to_owned(), ..pass.read };
+        Some(item)
     }
 
-    /// Counts a message of the pass that was sent.
-    pub(crate) fn count(&mut self) {
+    /// Counts the item taken last, which was sent as the message with this number.
+    pub(crate) fn count(&mut self, number: u64) {
         if let Some(pass) = &mut self.pass {
             pass.sent += 1;
+            pass.unanswered.push_back((number, pass.taken.clone()));
         }
     }
 
@@ -299,6 +383,7 @@ impl Passes {
     pub(crate) fn complete(&mut self) {
         let Some(pass) = self.pass.take() else { return };
         (self.noted, self.strikes) = (Some(pass.losses), 0);
+        self.incomplete.remove(&self.address);
         self.sent = HashSet::new();
         if pass.sent > 0 {
             info!(upstream = self.name, messages = pass.sent, "retained messages brought up to date");
@@ -313,7 +398,7 @@ impl Passes {
 
     /// Records at an orderly end that nothing has to be repeated.
     pub(crate) fn close(&self, journal: &Journal) {
-        if let Some(noted) = self.noted.filter(|_| !self.kept.is_empty()) {
+        if let Some(noted) = self.noted.filter(|_| !self.kept.is_empty() && self.incomplete.is_empty()) {
             // if this cannot be written, there is an unnecessary pass
             let _ = journal.keep(&prefix(&self.name), Some(&noted.to_le_bytes()), true);
         }
@@ -357,118 +442,4 @@ impl Passes {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::message::{Draft, Origin, Qos};
-
-    fn message(topic: &str, payload: &[u8]) -> Message {
-        Message::new(&Draft {
-            qos: Qos::AtLeastOnce,
-            retain: true,
-            origin: Origin::http(),
-            ..Draft::new(topic, payload)
-        })
-    }
-
-    fn filter() -> Vec<TopicFilter> {
-        vec![TopicFilter::new("a/#").unwrap()]
-    }
-
-    #[test]
-    fn a_pass_is_due_when_the_session_is_gone_or_something_was_lost() {
-        let journal = Journal::default();
-        let mut passes = Passes::restore(&journal, "home");
-        passes.handed_over(&journal, "up/a", "a", true);
-        passes.connected(true, 3, 0);
-        assert!(passes.is_due(), "the first");
-        passes.begin(filter(), 3, 2);
-        passes.clears(|_| false, || Position(0));
-        passes.clears(|_| false, || Position(0));
-        passes.values(Vec::new(), Position(0));
-        assert_eq!(passes.need(Position(0)), Need::Answers);
-        passes.complete();
-        passes.losses(4, 3);
-        assert!(!passes.is_due() && passes.deadline() == Some(2 + PASS_EVERY_MS), "not that soon again");
-        passes.losses(4, 2 + PASS_EVERY_MS);
-        assert!(passes.is_due());
-        passes.connected(true, 3, 2);
-        assert!(!passes.is_due());
-        passes.connected(false, 3, 2);
-        assert!(passes.is_due());
-        let mut other = Passes::restore(&journal, "other");
-        other.connected(false, 0, 0);
-        other.begin(filter(), 0, 0);
-        other.put_off();
-        other.losses(0, PASS_EVERY_MS - 1);
-        assert!(!other.is_due());
-        other.losses(0, PASS_EVERY_MS);
-        assert!(other.is_due());
-        // after an orderly restart it is known that nothing has to be repeated
-        passes.close(&journal);
-        let mut passes = Passes::restore(&journal, "home");
-        passes.connected(true, 3, 0);
-        assert!(!passes.is_due());
-        passes.connected(true, 4, 0);
-        assert!(passes.is_due());
-        let mut passes = Passes::restore(&journal, "home");
-        passes.connected(true, 3, 0);
-        assert!(passes.is_due(), "after a crash");
-    }
-
-    #[test]
-    fn a_pass_deletes_what_is_gone_and_sends_the_rest_once_it_is_safe() {
-        let journal = Journal::default();
-        let mut passes = Passes::restore(&journal, "home");
-        for topic in ["a/1", "a/2", "a/3"] {
-            passes.handed_over(&journal, &format!("up/{topic}"), topic, true);
-        }
-        passes.forget(&journal, "up/a/3");
-        let mut passes = Passes::restore(&journal, "home");
-        assert_eq!((passes.local("up/a/1"), passes.local("up/a/3")), (Some("a/1"), None));
-        assert!(Passes::restore(&journal, "other").kept.is_empty());
-        passes.connected(false, 0, 0);
-        passes.handed_over(&journal, "up/a/4", "a/4", true);
-        passes.begin(filter(), 0, 0);
-        assert_eq!(passes.need(Position(0)), Need::Clears);
-        passes.clears(|local| local != "a/2", || Position(7));
-        assert!(passes.need(Position(6)) == Need::Nothing && passes.waits_for_disk(Position(6)));
-        assert_eq!(passes.need(Position(7)), Need::Items);
-        assert!(matches!(passes.next_item(), Some(Item::Clear { remote, .. }) if remote == "up/a/1"));
-        assert!(matches!(passes.next_item(), Some(Item::Clear { remote, .. }) if remote == "up/a/4"));
-        assert_eq!(passes.need(Position(7)), Need::Clears);
-        passes.clears(|_| true, || Position(7));
-        assert_eq!(passes.need(Position(7)), Need::Values(filter()[0].clone(), String::new()));
-        passes.values(vec![message("a/2", b"x")], Position(8));
-        assert!(matches!(passes.next_item(), Some(Item::Value(_))));
-        assert_eq!(passes.need(Position(8)), Need::Values(filter()[0].clone(), "a/2".into()));
-        assert!(passes.was_sent("up/a/4") && !passes.was_sent("up/a/2"));
-    }
-
-    #[test]
-    fn a_pass_that_ends_every_connection_rests() {
-        let journal = Journal::default();
-        let mut passes = Passes::restore(&journal, "home");
-        for _ in 0..STRIKES {
-            passes.connected(false, 0, 0);
-            assert!(passes.is_due());
-            passes.begin(filter(), 0, 0);
-            passes.count();
-            passes.disconnected(true, 0);
-        }
-        passes.connected(false, 0, REST_MS - 1);
-        assert!(!passes.is_due());
-        passes.connected(false, 0, REST_MS);
-        assert!(passes.is_due());
-    }
-
-    #[test]
-    fn upstreams_that_are_gone_are_forgotten() {
-        let journal = Journal::default();
-        for name in ["home", "gone"] {
-            Passes::restore(&journal, name).handed_over(&journal, "up/a", "a", true);
-        }
-        forget_unknown(&journal, |name| name == "home");
-        assert_eq!(journal.kept(PREFIX).len(), 1);
-        assert!(journal.recovered().sessions.is_empty());
-    }
-}
+mod tests;
