@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::played::{Played, Say};
 use crate::support::packet::packet;
-use crate::support::wait_until;
+use crate::support::{Setup, wait_until};
 use crate::{drained, ledger, publish, start, upstream};
 
 const FIVE: [&str; 5] = ["0", "1", "2", "3", "4"];
@@ -257,4 +257,41 @@ fn a_rule_says_that_the_flag_is_left_out() {
     publish(&gateway, "a", &["1"], true);
     played.wait_for(&["1"]);
     assert!(!played.log().messages[0].retain);
+}
+
+#[test]
+fn retained_messages_that_end_connections_do_not_keep_the_others_from_coming_back() {
+    for protocol in [4, 5] {
+        // it has forgotten the retained messages, and keeps the session from the second connection on
+        let played = Played::new(move |heard| match heard.publish() {
+            Some(publish) if publish.topic == "loft/secret" || publish.payload.len() > 1_000 => Say::Close,
+            None if heard.is_connect() && heard.connection > 0 => {
+                let none: &[u8] = if protocol == 5 { &[0] } else { &[] };
+                Say::Instead(packet(0x20, &[&[1, 0], none]))
+            }
+            _ => Say::Usual,
+        });
+        // nothing of it is in the journal of the upstream, which is configured later
+        let gateway = Setup::default().start();
+        let texts: Vec<String> = (10..40).map(|number| number.to_string()).collect();
+        for text in &texts {
+            publish(&gateway, text, &[text], true);
+        }
+        // two side by side, and the last one of all
+        for (topic, text) in [("20", "x".repeat(2_000)), ("21", "x".repeat(3_000)), ("secret", "small".into())] {
+            publish(&gateway, topic, &[&text], true);
+        }
+        let config = upstream(played.port, &format!("protocol = {protocol}"));
+        let gateway = gateway.end().setup().config(&config).start();
+        let others: Vec<&str> = texts.iter().map(String::as_str).filter(|text| !["20", "21"].contains(text)).collect();
+        played.wait_for(&others);
+        let named = gateway.wait_for_lines("it is left out", 3);
+        for topic in ["loft/20", "loft/21", "loft/secret"] {
+            assert!(named.iter().any(|line| line.contains(topic)), "{topic}: {named:?}");
+        }
+        gateway.wait_for_line("retained messages brought up to date");
+        let log = gateway.log().join("\n");
+        assert!(!log.contains("does another client") && !log.contains("not tried again"), "{log}");
+        assert!(played.log().connections.len() < 20, "{log}");
+    }
 }

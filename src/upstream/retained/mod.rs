@@ -13,12 +13,16 @@
 //!
 //! A pass may be cut off by the end of a connection, whatever the reason is. Until one is complete, it is due on every
 //! connection, also if the upstream then knows our session again, and after a restart. On a session that was kept it goes on
-//! behind what the upstream has answered, so that it becomes complete even if no connection lasts long enough for all.
+//! behind what the upstream has answered, so that it becomes complete even if no connection lasts long enough for all. A
+//! message at which the upstream ends connections is found and left out ([`suspects`]).
 //!
 //! Limits: at most [`MOST_KEPT`] topics are recorded for each upstream. Beyond that, a deletion may be lost together with
-//! its message. A message that was refused, is too large or ends connections is not tried again. With MQTT 3.1.1 the
+//! its message. A message that was refused, is too large or ends connections is left out of passes for an hour, and longer each time. With MQTT 3.1.1 the
 //! upstream is not told when a value expires. A retained message at QoS 0 for which the journal had no room is sent only in
 //! the next pass.
+
+mod pass;
+mod suspects;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -26,6 +30,9 @@ use std::ops::Bound;
 
 use tracing::{debug, info, warn};
 
+use self::pass::{CutPass, Pass, PassPlace, UnansweredItem};
+pub(crate) use self::pass::{Item, PassEnd};
+use self::suspects::{PassSuspects, PassVerdict};
 use super::{asked, mark, shelf};
 use crate::journal::{Backlog, Journal, Outcome, Position};
 use crate::message::{Message, TopicFilter};
@@ -36,9 +43,7 @@ pub(crate) const MOST_KEPT: usize = 20_000;
 const MOST_SENT: usize = 65_536;
 /// The least time between passes on one connection, in milliseconds.
 const PASS_EVERY_MS: u64 = 300_000;
-/// The number of connections in a row that passes may end before there is a rest, because one of the values may be the
-/// reason.
-const STRIKES: u32 = 3;
+/// How long passes rest if they end every connection.
 const REST_MS: u64 = 3_600_000;
 /// The number of retained messages that are read at a time.
 pub(crate) const PAGE: usize = 32;
@@ -50,20 +55,6 @@ pub(crate) fn is_same(a: &Message, b: &Message) -> bool {
     let (a, b) = (a.view(), b.view());
     let is_as_old = a.expiry().is_none() || (a.boot_ms() as i64).abs_diff(b.boot_ms() as i64) < 1_000;
     a.payload() == b.payload() && a.properties() == b.properties() && a.expiry() == b.expiry() && is_as_old
-}
-
-/// An item of a pass, to be sent if it is still correct.
-#[derive(Clone, Debug)]
-pub(crate) enum Item {
-    /// The retained message of its topic.
-    Value(Message),
-    /// A deletion, because no message is retained on the local topic.
-    Clear {
-        /// The local topic.
-        local: String,
-        /// The remote topic.
-        remote: String,
-    },
 }
 
 /// What a pass needs next.
@@ -79,53 +70,6 @@ pub(crate) enum Need {
     Items,
     /// The answers to all items, which have been sent.
     Answers,
-}
-
-impl Item {
-    /// The topic by which a pass orders its items.
-    fn place(&self) -> &str {
-        match self {
-            Item::Value(message) => message.view().topic(),
-            Item::Clear { remote, .. } => remote,
-        }
-    }
-}
-
-/// How far a pass is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct PassPlace {
-    /// Whether it is still at the deletions, which come first.
-    is_clearing: bool,
-    /// The index of the filter whose retained messages are sent.
-    filter: usize,
-    /// The topic behind which it goes on.
-    after: String,
-}
-
-#[derive(Debug)]
-struct Pass {
-    /// The number of losses when the pass began.
-    losses: u64,
-    filters: Vec<TopicFilter>,
-    /// The place up to which items were read.
-    read: PassPlace,
-    /// The place up to which everything was answered.
-    answered: PassPlace,
-    items: VecDeque<Item>,
-    /// The place behind the item that was taken last.
-    taken: PassPlace,
-    /// What was sent and not answered: the numbers of the messages on their connection, and the places behind them.
-    unanswered: VecDeque<(u64, PassPlace)>,
-    safe_at: Position,
-    sent: u64,
-}
-
-/// A pass that the end of a connection has cut off.
-#[derive(Debug)]
-struct CutPass {
-    losses: u64,
-    filters: Vec<TopicFilter>,
-    answered: PassPlace,
 }
 
 /// Decides when passes are due, tracks their progress, and records which topics the upstream retains because of us.
@@ -153,7 +97,7 @@ pub(crate) struct Passes {
     pass: Option<Pass>,
     sent: HashSet<u64>,
     hasher: RandomState,
-    strikes: u32,
+    suspects: PassSuspects,
     /// Whether the limit of topics has been logged.
     is_full: bool,
 }
@@ -215,7 +159,7 @@ impl Passes {
             pass: None,
             sent: HashSet::new(),
             hasher: RandomState::new(),
-            strikes: 0,
+            suspects: PassSuspects::default(),
             is_full: false,
         }
     }
@@ -238,38 +182,77 @@ impl Passes {
         Some(losses) != self.noted || self.incomplete.contains(&self.address)
     }
 
-    /// Handles the end of a connection. `oldest` is the number of the oldest message of the pass that was not answered, and
-    /// `by_message` tells that the upstream may have closed the connection because of such a message.
-    pub(crate) fn disconnected(&mut self, by_message: bool, oldest: Option<u64>, now: u64) {
-        self.answered(oldest);
-        if by_message && self.pass.as_ref().is_some_and(|pass| pass.sent > 0) {
-            self.strikes += 1;
-            if self.strikes == STRIKES {
-                (self.strikes, self.rests_until) = (0, now + REST_MS);
-                warn!(
-                    upstream = self.name,
-                    "the connection ends whenever retained messages are brought up to date: not tried again for an hour"
-                );
+    /// Handles the end of a connection, after [`Passes::answered`].
+    pub(crate) fn disconnected(&mut self, end: PassEnd, now: u64) {
+        if let Some(pass) = self.pass.as_mut().filter(|pass| end.by_message && !pass.unanswered.is_empty()) {
+            let unanswered = pass.unanswered.len();
+            let only = pass.unanswered.pop_front().filter(|_| unanswered == 1);
+            if let Some(place) = only.as_ref().and_then(|only| only.place.clone()) {
+                pass.answered = place; // it goes on behind it
             }
+            self.judge(only.map(|only| only.item), unanswered, end.awaited > 1, now);
         }
+        self.suspects.interrupted();
         if let Some(Pass { losses, filters, answered, .. }) = self.pass.take() {
             self.cut = Some(CutPass { losses, filters, answered });
         }
         self.end();
     }
 
+    fn judge(&mut self, only: Option<Item>, unanswered: usize, is_crowded: bool, now: u64) {
+        let upstream = &self.name;
+        match self.suspects.ended(only, unanswered, is_crowded, now) {
+            PassVerdict::Open => {}
+            PassVerdict::Guilty(item) => warn!(
+                upstream,
+                topic = item.local(),
+                "the upstream ends the connection whenever it gets this retained message, and takes others: it is left out \
+                 when retained messages are brought up to date"
+            ),
+            PassVerdict::Rest => {
+                (self.rests_until, self.noted, self.pass) = (now + REST_MS, None, None);
+                warn!(
+                    upstream,
+                    "the connection ends whenever retained messages are brought up to date: not tried again for an hour"
+                );
+            }
+        }
+    }
+
+    /// Whether a message of a pass may be the reason for ended connections.
+    pub(crate) fn blames(&self) -> bool {
+        self.suspects.is_cautious()
+    }
+
+    /// Leaves out a message that the upstream has not accepted.
+    pub(crate) fn leave_out(&mut self, message: Message, now: u64) {
+        self.suspects.leave_out(&Item::Value(message), now);
+    }
+
     fn end(&mut self) {
         (self.is_due, self.pass, self.sent, self.wanted_at) = (false, None, HashSet::new(), None);
     }
 
-    /// Records that all messages of the pass before the one with this number were answered.
-    pub(crate) fn answered(&mut self, oldest: Option<u64>) {
+    /// Records that all messages of the pass before the one with the number `oldest` were answered, and which were refused.
+    pub(crate) fn answered(&mut self, oldest: Option<u64>, refused: &[u64], now: u64) {
         let Some(pass) = &mut self.pass else { return };
-        let is_answered = |(number, _): &(u64, PassPlace)| oldest.is_none_or(|oldest| *number < oldest);
+        for sent in pass.unanswered.iter_mut().filter(|sent| refused.contains(&sent.number)) {
+            sent.is_confirmed = false;
+            if self.suspects.refused(&sent.item, now) {
+                let (upstream, topic) = (&self.name, sent.item.local());
+                warn!(upstream, topic, "the upstream refuses this retained message");
+            }
+        }
+        let is_answered = |sent: &UnansweredItem| oldest.is_none_or(|oldest| sent.number < oldest);
         while pass.unanswered.front().is_some_and(is_answered)
-            && let Some((_, place)) = pass.unanswered.pop_front()
+            && let Some(sent) = pass.unanswered.pop_front()
         {
-            pass.answered = place;
+            if let Some(place) = sent.place {
+                pass.answered = place;
+            }
+            if sent.is_confirmed {
+                self.suspects.arrived(sent.item, sent.is_first, now);
+            }
         }
     }
 
@@ -309,7 +292,7 @@ impl Passes {
             read: place.clone(),
             answered: place.clone(),
             items: VecDeque::new(),
-            taken: place,
+            taken: None,
             unanswered: VecDeque::new(),
             safe_at: Position(0),
             sent: 0,
@@ -324,6 +307,7 @@ impl Passes {
             _ if !pass.items.is_empty() => Need::Items,
             _ if pass.read.is_clearing => Need::Clears,
             Some(filter) => Need::Values(filter.clone(), pass.read.after.clone()),
+            None if self.suspects.are_left() => Need::Items,
             None => Need::Answers,
         }
     }
@@ -364,25 +348,38 @@ impl Passes {
         pass.items = messages.into_iter().map(Item::Value).collect();
     }
 
-    pub(crate) fn next_item(&mut self) -> Option<Item> {
+    /// The next item to send. While a message may end connections, it must be called only when nothing is unanswered.
+    pub(crate) fn next_item(&mut self, now: u64) -> Option<Item> {
         let pass = self.pass.as_mut()?;
-        let item = pass.items.pop_front()?;
-        pass.taken = PassPlace { after: item.place().to_owned(), ..pass.read };
-        Some(item)
+        let has_read_all = !pass.read.is_clearing && pass.read.filter >= pass.filters.len();
+        if let Some(item) = self.suspects.due(pass.sent == 0, pass.items.is_empty() && has_read_all) {
+            pass.taken = Some((item.clone(), None));
+            return Some(item);
+        }
+        loop {
+            let item = pass.items.pop_front()?;
+            if !self.suspects.leaves_out(&item, now) {
+                let place = PassPlace { after: item.place().to_owned(), ..pass.read };
+                pass.taken = Some((item.clone(), Some(place)));
+                return Some(item);
+            }
+        }
     }
 
     /// Counts the item taken last, which was sent as the message with this number.
-    pub(crate) fn count(&mut self, number: u64) {
-        if let Some(pass) = &mut self.pass {
-            pass.sent += 1;
-            pass.unanswered.push_back((number, pass.taken.clone()));
-        }
+    pub(crate) fn count(&mut self, number: u64, is_confirmed: bool) {
+        let Some(pass) = &mut self.pass else { return };
+        let Some((item, place)) = pass.taken.take() else { return };
+        let is_first = pass.sent == 0;
+        pass.sent += 1;
+        pass.unanswered.push_back(UnansweredItem { number, item, place, is_first, is_confirmed });
     }
 
     /// Completes the pass, because everything was answered.
     pub(crate) fn complete(&mut self) {
         let Some(pass) = self.pass.take() else { return };
-        (self.noted, self.strikes) = (Some(pass.losses), 0);
+        self.noted = Some(pass.losses);
+        self.suspects.forget();
         self.incomplete.remove(&self.address);
         self.sent = HashSet::new();
         if pass.sent > 0 {
@@ -392,6 +389,7 @@ impl Passes {
 
     /// Repeats the pass later, because the upstream did not accept all of it.
     pub(crate) fn put_off(&mut self) {
+        self.suspects.interrupted();
         self.end();
         self.noted = None;
     }

@@ -359,6 +359,7 @@ impl UpstreamSession {
         self.suspicion.past(source.lane, source.position);
         self.put_off.past(source.lane, source.position);
         let outcome = LedgerOutcome::Dropped(DropReason::EndsConnection);
+        self.not_accepted.settled(&source.message, outcome);
         actions.push(SessionAction::Settle(source.lane, source.position, outcome));
     }
 

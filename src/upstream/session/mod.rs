@@ -63,6 +63,7 @@ use self::granted::Granted;
 use self::learned::Learned;
 pub(crate) use self::opening::FILTERS;
 use self::opening::SessionOpening;
+use self::own::NotAccepted;
 use self::put_off::PutOff;
 use self::quota::UpstreamQuota;
 use self::rate::Throttle;
@@ -144,6 +145,7 @@ pub(crate) struct UpstreamSession {
     quota: UpstreamQuota,
     /// Whether a message that is not from the journal must be sent again.
     own_put_off: bool,
+    not_accepted: NotAccepted,
     /// Whether the upstream has answered a message before an earlier one on this connection.
     is_out_of_order: bool,
     /// Whether a message has been passed over, which is logged once, until such a message is answered.
@@ -200,6 +202,7 @@ impl UpstreamSession {
             pauses: 0,
             quota: UpstreamQuota::default(),
             own_put_off: false,
+            not_accepted: NotAccepted::default(),
             is_out_of_order: false,
             is_passing: false,
             put_off: PutOff::default(),
@@ -255,6 +258,7 @@ impl UpstreamSession {
         self.resume_exchanges(link.session_present, &mut actions);
         self.suspicion.connected(now);
         self.denied.connected();
+        self.not_accepted.connected();
         (self.got_through, self.has_recorded, self.is_out_of_order) = (false, false, false);
         (self.renews, self.lets_out) = (false, false);
         (self.handed, self.oldest_passed, self.line_until) = (0, None, 0);
@@ -413,11 +417,11 @@ impl UpstreamSession {
                     }
                     at += 1;
                 }
-                (Some(outcome), _) => {
-                    if let Some(source) = self.in_flight.remove(at).and_then(|message| message.source) {
-                        self.end(source, outcome, actions);
-                    }
-                }
+                (Some(outcome), _) => match self.in_flight.remove(at) {
+                    Some(SentMessage { source: Some(source), .. }) => self.end(source, outcome, actions),
+                    Some(SentMessage { number, .. }) => self.not_accepted.ended(number, outcome),
+                    None => {}
+                },
                 (None, source) if message.is_passed || message.waits => {
                     if let Some(source) = source {
                         let end = source.ordinal + self.may_pass(message);
@@ -446,6 +450,7 @@ impl UpstreamSession {
         if !self.denied.is_empty() {
             self.topic_ended((lane, position), &message, outcome, actions);
         }
+        self.not_accepted.settled(&message, outcome);
         let why = match outcome {
             LedgerOutcome::Dropped(DropReason::Refused) => "the upstream refuses it",
             LedgerOutcome::Dropped(DropReason::TooLarge) => "it is larger than the upstream takes",

@@ -57,7 +57,8 @@ impl<C: UpstreamClient> Upstream<C> {
 
     /// Checks whether another client may use our client id, and logs that.
     pub(super) fn look_for_twin(&mut self, why: &Broken, lasted: Duration) {
-        if !self.twins.ended(why, lasted, self.session.blames() || self.inbox.blames()) {
+        let is_explained = self.session.blames() || self.inbox.blames() || self.passes.blames();
+        if !self.twins.ended(why, lasted, is_explained) {
             return;
         }
         let (upstream, client_id, times) = (&self.name, &self.current.client_id, self.twins.times());

@@ -48,6 +48,7 @@ use crate::exchange::trace::TraceEvent;
 use crate::health::{Health, Pulse};
 use crate::journal::{Journal, Limits, Position};
 use crate::message::{Origin, via};
+use crate::status::ledger::LedgerOutcome;
 use crate::status::{UpstreamShown, UpstreamSnapshot, UpstreamState};
 use crate::time::SharedClock;
 
@@ -261,15 +262,15 @@ impl<C: UpstreamClient> Upstream<C> {
             if !at_once && !is_planned {
                 self.is_down(&why, &format!("the connection ended: {why}"));
             }
-            let by_message = matches!(why, Broken::Closed | Broken::Dismissed(..)) && self.session.own_in_flight() > 0;
-            self.passes.disconnected(by_message, self.session.oldest_own(), self.clock.boot_ms());
+            self.pass_ended(&why);
             let by_upstream = matches!(why, Broken::Closed | Broken::Dismissed(..));
             let at_answer = self.inbox.ended(by_upstream, self.clock.boot_ms());
             if self.asked.ended(by_upstream) || at_answer {
                 self.session.explain();
             }
             let actions = self.session.disconnected(&why, self.clock.boot_ms());
-            if self.session.is_cause_clear(self.clock.boot_ms()) {
+            let finds_item = self.passes.blames() && self.session.got_through();
+            if finds_item || self.session.is_cause_clear(self.clock.boot_ms()) {
                 self.backoff.made_progress();
             }
             self.perform(actions);
@@ -466,6 +467,9 @@ impl<C: UpstreamClient> Upstream<C> {
                 SessionAction::Settle(lane, position, outcome) => {
                     self.readers.settle(lane, position, outcome.in_journal());
                     self.door.trace(position, TraceEvent::Settled(outcome.shown()), &self.name);
+                    if let LedgerOutcome::Dropped(_) = outcome {
+                        self.leave_out();
+                    }
                     Ok(())
                 }
                 SessionAction::Rewind => {

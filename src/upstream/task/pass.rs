@@ -1,10 +1,10 @@
 //! Updates retained messages at the upstream: the steps of a pass (see [`crate::upstream::retained`]).
 
 use super::Upstream;
-use crate::message::Origin;
-use crate::upstream::retained::{Item, Need, losses};
+use crate::message::{Origin, Qos};
+use crate::upstream::retained::{Item, Need, PassEnd, losses};
 use crate::upstream::rule::UpstreamRules;
-use crate::upstream::wire::{OutMessage, Role, UpstreamClient};
+use crate::upstream::wire::{Broken, OutMessage, Role, UpstreamClient};
 
 impl<C: UpstreamClient> Upstream<C> {
     /// Makes one step. Returns whether there may be more, or `None` if the connection accepts nothing.
@@ -17,7 +17,7 @@ impl<C: UpstreamClient> Upstream<C> {
             }
             self.passes.begin(UpstreamRules::new(&self.current).local_filters(), losses(&backlog), now);
         }
-        self.passes.answered(self.session.oldest_own());
+        self.note_answers(now);
         let synced = *self.synced.borrow();
         match self.passes.need(synced) {
             Need::Nothing => Some(false),
@@ -44,11 +44,15 @@ impl<C: UpstreamClient> Upstream<C> {
 
     fn send_items(&mut self, now: u64) -> Option<bool> {
         while self.session.has_room(Role::Backlog) {
-            let Some(item) = self.passes.next_item() else { return Some(true) };
+            if self.passes.blames() && self.session.own_in_flight() > 0 {
+                return Some(false);
+            }
+            let Some(item) = self.passes.next_item(now) else { return Some(true) };
             let Some((out, local)) = self.still_right(item, now) else { continue };
             self.passes.handed_over(&self.journal, &out.topic, &local, !out.payload.is_empty());
+            let is_confirmed = out.qos != Qos::AtMostOnce;
             let (number, actions) = self.session.own(out, now);
-            self.passes.count(number);
+            self.passes.count(number, is_confirmed);
             if !self.perform(actions) {
                 return None;
             }
@@ -69,6 +73,28 @@ impl<C: UpstreamClient> Upstream<C> {
             }
         };
         (!self.passes.was_sent(&out.topic)).then_some((out, local))
+    }
+
+    fn note_answers(&mut self, now: u64) {
+        let refused = self.session.take_refused();
+        self.passes.answered(self.session.oldest_own(), &refused, now);
+    }
+
+    /// Handles the end of a connection.
+    pub(super) fn pass_ended(&mut self, why: &Broken) {
+        self.note_answers(self.clock.boot_ms());
+        // an upstream may also swallow a message, so that the line goes silent
+        let by_upstream = matches!(why, Broken::Closed | Broken::Dismissed(..) | Broken::Silent);
+        let end =
+            PassEnd { by_message: by_upstream && self.session.own_in_flight() > 0, awaited: self.session.awaited() };
+        self.passes.disconnected(end, self.clock.boot_ms());
+    }
+
+    /// Leaves out what was set aside.
+    pub(super) fn leave_out(&mut self) {
+        for message in self.session.take_set_aside() {
+            self.passes.leave_out(message, self.clock.boot_ms());
+        }
     }
 
     /// Records that the upstream has deleted a retained message, unless there is a new one.
