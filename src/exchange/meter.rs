@@ -386,10 +386,11 @@ mod tests {
             drop(meter.paid_by_network(origin, Origin::http_from(std::net::Ipv4Addr::from(number as u32).into())));
             meter.charge(origin, Duration::from_millis(5));
         }
-        let charged = meter.charged.lock();
-        assert_eq!(charged.turns.len(), MOST_CLIENTS);
-        assert_eq!((charged.accounts.len(), charged.networks.len()), (MOST_ACCOUNTS + 1, MOST_DEPARTED));
-        drop(charged);
+        {
+            let charged = meter.charged.lock();
+            assert_eq!(charged.turns.len(), MOST_CLIENTS);
+            assert_eq!((charged.accounts.len(), charged.networks.len()), (MOST_ACCOUNTS + 1, MOST_DEPARTED));
+        }
         assert!(meter.turn(client("7000", None)).is_some(), "it waits with all guests");
         advance(Duration::from_secs(100_000)).await;
         assert_eq!(meter.turn(client("7000", None)), None);
