@@ -15,7 +15,8 @@
 //! charged are never looked up here.
 //!
 //! The debt of an account has no bound. With one, its other clients would begin before the work of all of them is paid off,
-//! so a user or network would get more, the more clients it has.
+//! so a user or network would get more, the more clients it has. But a client that has just connected waits for no more than
+//! a few seconds if it is the only one, because it may be honest: one such client of an account begins in each second.
 //!
 //! The dispatcher charges a publication only when it gets to it, so what may wait for it is limited: a batch of a client has
 //! at most [`MOST_DEEP`] changes of topics with more levels than usual, and while such a batch is on its way the next one
@@ -49,6 +50,10 @@ const DEAR: u32 = 40;
 /// If its account is behind by this much, a client that has just connected waits as well, so that a new client id gives no
 /// advantage.
 const BEHIND: Duration = Duration::from_secs(1);
+/// How long a client that has just connected waits at most, and the least time between two of one account that begin before
+/// the account is paid off.
+const NEWCOMER: Duration = Duration::from_secs(5);
+const NEWCOMERS_APART: Duration = Duration::from_secs(1);
 /// The most clients that are tracked separately. Others wait with their account.
 const MOST_CLIENTS: usize = 4096;
 /// The most accounts that are kept separately. Other networks of guests have one together. Users have at most 248.
@@ -132,6 +137,8 @@ type PayingAccount = (Owner, Option<Origin>);
 struct Charged {
     /// For each account, the time by which its charge is paid off at its rate.
     accounts: HashMap<PayingAccount, Instant>,
+    /// When the last client begins that has just connected and does not wait until its account is paid off.
+    newcomers: HashMap<PayingAccount, Instant>,
     /// For each client, the time of its next turn.
     turns: HashMap<(Origin, Owner), Instant>,
     /// For each guest of MQTT, the origin that stands for its network, and the number of its connection.
@@ -176,14 +183,25 @@ pub(crate) struct PaidByNetwork {
     meter: Arc<Meter>,
     guest: Origin,
     number: u64,
+    may_owe: bool,
+}
+
+impl PaidByNetwork {
+    /// Records that what the guest has published may cost something after it has left.
+    pub(crate) fn may_owe(&mut self) {
+        self.may_owe = true;
+    }
 }
 
 impl Drop for PaidByNetwork {
     fn drop(&mut self) {
         let mut charged = self.meter.charged.lock();
-        charged.departed.push_back((self.guest, self.number));
-        if charged.departed.len() > MOST_DEPARTED
-            && let Some((guest, number)) = charged.departed.pop_front()
+        let mut gone = Some((self.guest, self.number));
+        if self.may_owe {
+            charged.departed.extend(gone);
+            gone = if charged.departed.len() > MOST_DEPARTED { charged.departed.pop_front() } else { None };
+        }
+        if let Some((guest, number)) = gone
             && charged.networks.get(&guest).is_some_and(|(_, newest)| *newest == number)
         {
             charged.networks.remove(&guest);
@@ -205,7 +223,9 @@ impl Meter {
         }
         let now = Instant::now();
         let mut charged = self.charged.lock();
-        charged.accounts.retain(|_, until| *until + BURST * PART > now);
+        let Charged { accounts, newcomers, .. } = &mut *charged;
+        accounts.retain(|_, until| *until + BURST * PART > now);
+        newcomers.retain(|account, _| accounts.contains_key(account));
         let account = charged.account(origin);
         // an account that has not been charged for long has its whole free time again
         let from = charged.accounts.get(&account).copied().unwrap_or(now - BURST * PART);
@@ -251,9 +271,15 @@ impl Meter {
         if !self.is_any.load(Ordering::Relaxed) {
             return None;
         }
-        let charged = self.charged.lock();
-        let until = *charged.accounts.get(&charged.account(origin))? - BEHIND;
-        (until > Instant::now()).then_some(until)
+        let (mut charged, now) = (self.charged.lock(), Instant::now());
+        let account = charged.account(origin);
+        let until = *charged.accounts.get(&account)? - BEHIND;
+        let after = charged.newcomers.get(&account).map_or(now, |last| *last + NEWCOMERS_APART);
+        let early = after.max(now + NEWCOMER);
+        if early < until {
+            charged.newcomers.insert(account, early);
+        }
+        (until > now).then_some(until.min(early))
     }
 
     /// Charges a guest together with its network, which `network` stands for. Users pay for themselves, wherever they are.
@@ -265,7 +291,7 @@ impl Meter {
         charged.connections += 1;
         let number = charged.connections;
         charged.networks.insert(guest, (network, number));
-        Some(PaidByNetwork { meter: self.clone(), guest, number })
+        Some(PaidByNetwork { meter: self.clone(), guest, number, may_owe: false })
     }
 }
 
@@ -281,6 +307,11 @@ mod tests {
 
     fn network(last: u8) -> Origin {
         Origin::http_from([10, 0, 0, last].into())
+    }
+
+    /// A guest of this network publishes something that may cost much, and leaves.
+    fn leave(meter: &Arc<Meter>, guest: Origin, network: Origin) {
+        meter.paid_by_network(guest, network).unwrap().may_owe();
     }
 
     async fn pay(meter: &Meter, origin: Origin, cost: Duration, times: u32) {
@@ -344,7 +375,7 @@ mod tests {
         let begin = Instant::now();
         for number in 0..1000 {
             let origin = client(&number.to_string(), None);
-            drop(meter.paid_by_network(origin, network(1)));
+            leave(&meter, origin, network(1));
             while let Some(turn) = meter.turn(origin).or_else(|| meter.first_turn(origin)) {
                 sleep_until(turn).await;
             }
@@ -361,8 +392,8 @@ mod tests {
     async fn networks_of_guests_have_debts_of_their_own_and_share_one_part() {
         let (meter, ms) = (Arc::new(Meter::default()), Duration::from_millis);
         let meet = |id: &str, last| (client(id, None), meter.paid_by_network(client(id, None), network(last)));
-        let (greedy, left) = meet("greedy", 1);
-        drop(left);
+        let greedy = client("greedy", None);
+        leave(&meter, greedy, network(1));
         meter.charge(greedy, ms(50));
         let (same, _same) = meet("same", 1);
         let (other, _other) = meet("other", 2);
@@ -379,11 +410,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn whoever_comes_into_a_house_in_debt_waits_a_few_seconds_and_a_crowd_in_turn() {
+        let (meter, guest) = (Arc::new(Meter::default()), client("greedy", None));
+        let _greedy = meter.paid_by_network(guest, network(1));
+        meter.charge(guest, Duration::from_millis(60));
+        let begin = Instant::now();
+        assert!(meter.turn(guest).unwrap() > begin + Duration::from_secs(5));
+        let crowd: Vec<_> = (0..100).map(|id| client(&id.to_string(), None)).collect();
+        let _connections: Vec<_> = crowd.iter().map(|guest| meter.paid_by_network(*guest, network(1))).collect();
+        let turns: Vec<_> = crowd.iter().filter_map(|guest| meter.first_turn(*guest)).map(|at| at - begin).collect();
+        assert_eq!((turns.len(), turns[0]), (100, NEWCOMER));
+        let until = meter.turn(guest).unwrap() - BEHIND - begin;
+        assert!(turns.windows(2).all(|pair| pair[1] == (pair[0] + NEWCOMERS_APART).min(until)), "{turns:?}");
+        // a guest that has published nothing leaves nothing behind
+        drop(meter.paid_by_network(client("0", None), network(2)));
+        assert!(!meter.charged.lock().networks.contains_key(&client("0", None)));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn it_remembers_no_more_clients_than_it_has_room_for() {
         let meter = Arc::new(Meter::default());
         for number in 0..2 * MOST_CLIENTS {
             let origin = client(&number.to_string(), None);
-            drop(meter.paid_by_network(origin, Origin::http_from(std::net::Ipv4Addr::from(number as u32).into())));
+            leave(&meter, origin, Origin::http_from(std::net::Ipv4Addr::from(number as u32).into()));
             meter.charge(origin, Duration::from_millis(5));
         }
         {

@@ -40,7 +40,7 @@ pub(crate) use self::alive::{AliveBytes, alive};
 pub use self::batch::BatchBuilder;
 pub(crate) use self::batch::{Batch, Entry, MOST_DEEP, Packed};
 use self::fnv::Fnv;
-pub(crate) use self::topic::{Topic, TopicError, levels};
+pub(crate) use self::topic::{Topic, TopicError, USUAL_LEVELS, levels};
 pub use self::topic::{TopicFilter, check_filter, check_topic, covers, matches, overlap};
 
 /// Name of the MQTT 5 user property that carries the id of a traced message.

@@ -52,7 +52,7 @@ use crate::exchange::meter::PaidByNetwork;
 use crate::exchange::receiving::Reservation;
 use crate::exchange::subscribers::Subscriber;
 use crate::journal::Position;
-use crate::message::{BatchBuilder, Origin, via};
+use crate::message::{BatchBuilder, Origin, USUAL_LEVELS, levels, via};
 use crate::mqtt::alias::OutboundAliases;
 use crate::mqtt::{self, Reason, Version, write};
 
@@ -176,7 +176,7 @@ struct BrokerConnection {
     /// When the client may search for the first time, if clients of its owner had searched too much when it connected.
     first_turn: Option<Instant>,
     /// Charges a client without a user together with its network.
-    _payer: Option<PaidByNetwork>,
+    payer: Option<PaidByNetwork>,
     /// Messages that were taken from the inbox and are not sent yet.
     pending: Option<Run>,
     /// Memory for the large packet that is being received, or a place in the queue for it.
@@ -365,7 +365,10 @@ async fn open(
         is_new: !present,
     });
     let origin = core::origin(&owner);
-    let payer = core.ingress.meter().paid_by_network(origin, Origin::http_from(network(peer.address)));
+    let mut payer = core.ingress.meter().paid_by_network(origin, Origin::http_from(network(peer.address)));
+    if will.as_ref().is_some_and(|will| levels(&will.topic) > USUAL_LEVELS) {
+        payer.iter_mut().for_each(PaidByNetwork::may_owe);
+    }
     let mut out = BytesMut::new();
     admit::greet(&mut out, core, &connect, present, assigned.then_some(&*identity.client_id), keep_alive);
     let connection = Box::new(BrokerConnection {
@@ -401,7 +404,7 @@ async fn open(
         has_more: false,
         has_input: false,
         first_turn: core.ingress.meter().first_turn(origin),
-        _payer: payer,
+        payer,
         _place: place,
         core: core.clone(),
     });

@@ -12,6 +12,7 @@ use crate::access::authenticate::Denied;
 use crate::access::guesses::network;
 use crate::exchange::filters::MAX_LEVELS;
 use crate::exchange::ingress::{Accepted, Receipt};
+use crate::exchange::meter::PaidByNetwork;
 use crate::exchange::receiving::FREE;
 use crate::journal::{Full, Note, Outcome, Position};
 use crate::message::{Draft, MOST_DEEP, Qos, levels, via};
@@ -115,6 +116,9 @@ impl BrokerConnection {
         if self.batch.is_empty() {
             self.unplaced.clear();
             return Ok(true);
+        }
+        if self.batch.deep() > 0 {
+            self.payer.iter_mut().for_each(PaidByNetwork::may_owe);
         }
         let session = self.session.durable.as_ref().map(|durable| durable.consumer);
         let received = session.filter(|_| !self.received.is_empty()).map(|id| (id, &self.received[..]));
