@@ -8,7 +8,6 @@ mod support;
 use std::fmt::Debug;
 use std::process::Command;
 
-use rustix::process::Signal;
 use support::{Gateway, Mosquitto, Process, python, wait_until};
 
 const VERSIONS: [&str; 3] = ["mqttv31", "mqttv311", "mqttv5"];
@@ -42,9 +41,22 @@ fn publish(port: u16, args: &str) {
 fn subscribe(port: u16, args: &str) -> Process {
     let subscriber = client("mosquitto_sub", port, &format!("-d {args}"));
     subscriber.wait_for_line("Subscribed ");
-    // its handler of SIGTERM takes locks, so a signal while it is busy could make it hang
-    wait_until("it waits for messages", || subscriber.is_asleep());
+    rests(&subscriber);
     subscriber
+}
+
+/// Waits until a client of mosquitto waits for something. Its handler of SIGTERM takes locks and prints, so a signal while it
+/// is busy can make it hang, or print a line twice that it has just written.
+#[track_caller]
+fn rests(client: &Process) {
+    wait_until("it waits for messages", || client.is_asleep());
+}
+
+/// Ends a client of mosquitto in order, and returns everything that it printed.
+#[track_caller]
+fn end(client: Process) -> Vec<String> {
+    rests(&client);
+    client.stop().1
 }
 
 /// Its output without the debug output.
@@ -130,7 +142,7 @@ fn wills() {
             }
             // the will is not published after an orderly end
             let orderly = subscribe(port, &format!("-V {version} -t other --will-topic will/b --will-payload no"));
-            orderly.stop();
+            end(orderly);
             let (code, log) = watcher.wait();
             assert_eq!(code, Some(0));
             all.push(output(log));
@@ -147,7 +159,7 @@ fn sessions_of_the_command_line_clients() {
         for version in VERSIONS {
             let expiry = if version == "mqttv5" { "-x 600" } else { "" };
             let session = format!("-V {version} -i sleeper -c {expiry} -q 2 -t news/#");
-            subscribe(port, &session).stop();
+            end(subscribe(port, &session));
             for number in 0..20 {
                 publish(port, &format!("-t news/{number} -q {} -m {number}", 1 + number % 2));
             }
@@ -217,7 +229,7 @@ fn a_bridge_of_mosquitto_s_works_both_ways() {
     });
     publish(gateway.port, "-t remote/down -m y -q 1");
     there.wait_for_line("local/down y");
-    let (_, log) = there.stop();
+    let log = end(there);
     assert_eq!(log.iter().filter(|line| *line == "local/down y").count(), 1, "no echo");
-    here.signal(Signal::TERM);
+    end(here);
 }
