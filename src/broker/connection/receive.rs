@@ -215,7 +215,9 @@ impl BrokerConnection {
         let is_v5 = self.version.is_v5();
         // MQTT 3 has no refusal, so a message that is not allowed is acknowledged and dropped [MQTT-3.3.5-2]
         let reason = accepted.err().filter(|_| is_v5).unwrap_or(Reason::SUCCESS);
-        if reason.is_error() {
+        // nothing on disk names a message that was not taken, so its PUBREL has nothing to write either
+        let is_forgotten = accepted.is_err() && !is_v5 && !is_repeated;
+        if reason.is_error() || is_forgotten {
             self.session.unreleased.remove(packet_id);
         }
         let kind = if qos == Qos::AtLeastOnce { AckPacket::PubAck } else { AckPacket::PubRec };

@@ -8,6 +8,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::access::identity::SessionName;
+use crate::exchange::filters::MAX_LEVELS;
 use crate::mqtt::Will;
 
 /// A broker without a port.
@@ -124,6 +125,31 @@ async fn what_clients_write_is_at_the_cost_of_their_user() {
     }
     let holders = broker.core.allowance.holders();
     assert_eq!(holders, [guests, PlaceHolder::Guest(None)].into());
+}
+
+#[tokio::test]
+async fn a_message_of_mqtt_3_that_is_not_taken_writes_nothing_to_the_card() {
+    let broker = broker(journal);
+    let mut client = reach(&broker, 4096);
+    client.write_all(&[&connect(b'a')[..], &subscribe(b'a')].concat()).await.unwrap();
+    client.read_exact(&mut [0; 9]).await.unwrap();
+    let barrier = || broker.core.ingress.journal().barrier();
+    let before = barrier();
+    let topic = "/".repeat(MAX_LEVELS);
+    let mut publish = bytes::BytesMut::from(&[0x34][..]);
+    write::variable(&mut publish, 2 + topic.len() + 2);
+    publish.extend([&(topic.len() as u16).to_be_bytes()[..], topic.as_bytes(), &[0, 7]].concat());
+    for _ in 0..3 {
+        let mut answers = [0; 8];
+        client.write_all(&[&publish[..], &[0x62, 2, 0, 7]].concat()).await.unwrap();
+        client.read_exact(&mut answers).await.unwrap();
+        assert_eq!(answers, [0x50, 2, 0, 7, 0x70, 2, 0, 7], "PUBREC and PUBCOMP");
+    }
+    assert_eq!(barrier(), before);
+    // a message that is taken does write
+    client.write_all(b"\x34\x05\0\x01t\0\x08").await.unwrap();
+    client.read_exact(&mut [0; 4]).await.unwrap();
+    assert_ne!(barrier(), before);
 }
 
 #[tokio::test]
