@@ -1,10 +1,11 @@
-//! The last message on each recently used topic. Its size is bounded: the topic without a message for longest makes room.
+//! The last message on each recently used topic. Its size is bounded: of the owner that has most, the topic without a message for
+//! longest makes room.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use crate::message::{Message, matches};
+use crate::message::{Message, Owner, matches};
 
 /// The most topics that are kept.
 pub(crate) const MAX_TOPICS: usize = 2000;
@@ -19,12 +20,19 @@ struct TopicSlot {
     age: u64,
 }
 
+/// What one owner has here.
+#[derive(Debug, Default)]
+struct OwnedTopics {
+    /// The topics by the age of their messages, oldest first.
+    by_age: BTreeMap<u64, Arc<str>>,
+    bytes: usize,
+}
+
 /// The last messages by topic.
 #[derive(Debug, Default)]
 pub(crate) struct Recent {
     by_topic: BTreeMap<Arc<str>, TopicSlot>,
-    /// The topics by the age of their messages, oldest first.
-    by_age: BTreeMap<u64, Arc<str>>,
+    by_owner: HashMap<Owner, OwnedTopics>,
     next_age: u64,
     bytes: usize,
 }
@@ -33,42 +41,60 @@ fn cost(message: &Message) -> usize {
     message.size() + message.view().topic().len() + OVERHEAD
 }
 
+fn owner(message: &Message) -> Owner {
+    message.view().origin().owner
+}
+
 impl Recent {
     /// Adds a message, which must be in memory of its own. An empty message with the retain flag removes its topic, like the
     /// retained message.
     pub(crate) fn insert(&mut self, message: &Message) {
         let view = message.view();
+        // the name is shared with the slot that it replaces
+        let known = self.remove(view.topic());
         let is_clearing = view.retain() && view.payload().is_empty();
         if is_clearing || cost(message) > MAX_BYTES {
-            self.remove(view.topic());
             return;
         }
         let age = self.next_age;
         self.next_age += 1;
         self.bytes += cost(message);
-        if let Some(slot) = self.by_topic.get_mut(view.topic()) {
-            self.bytes -= cost(&slot.message);
-            slot.message = message.clone();
-            if let Some(topic) = self.by_age.remove(&slot.age) {
-                self.by_age.insert(age, topic);
-            }
-            slot.age = age;
-        } else {
-            let topic: Arc<str> = view.topic().into();
-            self.by_age.insert(age, topic.clone());
-            self.by_topic.insert(topic, TopicSlot { message: message.clone(), age });
-        }
-        while self.bytes > MAX_BYTES || self.by_topic.len() > MAX_TOPICS {
-            let Some(oldest) = self.by_age.first_key_value().map(|(_, topic)| topic.clone()) else { return };
+        let topic = known.unwrap_or_else(|| view.topic().into());
+        let owned = self.by_owner.entry(owner(message)).or_default();
+        owned.by_age.insert(age, topic.clone());
+        owned.bytes += cost(message);
+        self.by_topic.insert(topic, TopicSlot { message: message.clone(), age });
+        while let Some(oldest) = self.in_excess() {
             self.remove(&oldest);
         }
     }
 
-    fn remove(&mut self, topic: &str) {
-        if let Some(slot) = self.by_topic.remove(topic) {
-            self.by_age.remove(&slot.age);
-            self.bytes -= cost(&slot.message);
+    /// The topic that makes room, if there is too much: the oldest of the owner that has most of what there is too much of.
+    fn in_excess(&self) -> Option<Arc<str>> {
+        let owned = self.by_owner.values();
+        let most = if self.bytes > MAX_BYTES {
+            owned.max_by_key(|owned| owned.bytes)
+        } else if self.by_topic.len() > MAX_TOPICS {
+            owned.max_by_key(|owned| owned.by_age.len())
+        } else {
+            None
+        };
+        most?.by_age.first_key_value().map(|(_, topic)| topic.clone())
+    }
+
+    /// Removes a topic, and returns its name if it was there.
+    fn remove(&mut self, topic: &str) -> Option<Arc<str>> {
+        let (name, slot) = self.by_topic.remove_entry(topic)?;
+        let (owner, cost) = (owner(&slot.message), cost(&slot.message));
+        self.bytes -= cost;
+        if let Some(owned) = self.by_owner.get_mut(&owner) {
+            owned.by_age.remove(&slot.age);
+            owned.bytes -= cost;
+            if owned.by_age.is_empty() {
+                self.by_owner.remove(&owner);
+            }
         }
+        Some(name)
     }
 
     /// The last message on a topic.
@@ -94,6 +120,7 @@ impl Recent {
 mod tests {
     use super::super::testing::message;
     use super::*;
+    use crate::message::{Draft, Origin};
 
     #[test]
     fn the_last_message_counts_and_the_quietest_topic_gives_way() {
@@ -107,6 +134,29 @@ mod tests {
         assert!(recent.get("t/1").is_none(), "it was quiet for longest");
         assert_eq!(recent.get("t/0").unwrap().view().payload(), b"2");
         assert_eq!(recent.select("t/+", "t/98").count(), 21, "980 to 989, 99, 990 to 999");
+    }
+
+    #[test]
+    fn whoever_has_most_gives_way_first() {
+        let mut recent = Recent::default();
+        let of = |owner: Owner, topic: &str, payload: &str| {
+            let origin = Origin::gateway().owned_by(owner);
+            Message::new(&Draft { origin, ..Draft::new(topic, payload.as_bytes()) })
+        };
+        let user = Owner::of(Some("user"));
+        recent.insert(&of(user, "theirs", "1"));
+        for number in 0..2 * MAX_TOPICS {
+            recent.insert(&of(Owner::GUESTS, &format!("guest/{number}"), "1"));
+        }
+        assert_eq!(recent.size().0, MAX_TOPICS);
+        for number in 0..20 {
+            recent.insert(&of(Owner::GUESTS, &format!("large/{number}"), &"x".repeat(MAX_BYTES / 3)));
+        }
+        assert!(recent.get("theirs").is_some(), "others do not displace it");
+        // whoever published last to a topic has it
+        recent.insert(&of(Owner::GUESTS, "theirs", "2"));
+        recent.insert(&of(user, "large/19", "2"));
+        assert_eq!(recent.by_owner[&user].by_age.len(), 1);
     }
 
     #[test]
