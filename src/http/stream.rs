@@ -14,6 +14,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,8 +77,8 @@ struct EventStream {
 struct StatusEvents {
     sensors: watch::Receiver<Vec<crate::status::SensorSnapshot>>,
     tick: Interval,
-    /// The state that was last sent, by event.
-    sent: HashMap<&'static str, Arc<str>>,
+    /// Hashes of the state that was last sent, by event. The texts themselves would be in memory once for each stream.
+    sent: HashMap<&'static str, u64>,
 }
 
 /// Handles `GET /api/v1/stream`.
@@ -270,7 +271,8 @@ impl EventStream {
         let mut room = memory.as_ref().map_or(answers::FREE, |_| PORTION);
         for (event, data) in events {
             let len = out.len() + data.len();
-            if status.sent.get(event) == Some(&data) {
+            let hash = status.sent.hasher().hash_one(&data);
+            if status.sent.get(event) == Some(&hash) {
                 continue;
             }
             if len > room && out.len() <= answers::FREE {
@@ -281,7 +283,7 @@ impl EventStream {
             }
             if len <= room {
                 let _ = write!(out, "event: {event}\ndata: {data}\n\n");
-                status.sent.insert(event, data);
+                status.sent.insert(event, hash);
             }
         }
     }
