@@ -168,9 +168,15 @@ async fn what_the_journal_refuses_is_not_granted() {
     let mut answers = [0; 8];
     client.read_exact(&mut answers).await.unwrap();
     assert_eq!(answers, [0x20, 2, 0, 0, 0x50, 2, 0, 7]);
-    // from now on the disk does not respond, and there is no room left
-    storage.set_faults(Faults { hold_sync: true, ..Faults::NONE });
+    // from now on the disk does not respond, and there is no room left; a sync that had begun before would make some
     let journal = broker.core.ingress.journal();
+    let all_is_safe = async || {
+        while journal.status().pending_bytes > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    all_is_safe().await;
+    storage.set_faults(Faults { hold_sync: true, ..Faults::NONE });
     for size in [400, 1] {
         let keep = |number| journal.keep_session(&format!("{size}.{number}"), Some(&vec![b'x'; size]), false);
         let _ = (0..).find(|number: &u32| keep(*number).is_err());
@@ -190,9 +196,7 @@ async fn what_the_journal_refuses_is_not_granted() {
     client.write_all(b"\x62\x02\0\x07").await.unwrap();
     assert_eq!(client.read(&mut [0; 4]).await.unwrap(), 0);
     storage.set_faults(Faults::NONE);
-    while journal.status().pending_bytes > 0 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    all_is_safe().await;
     let mut client = reach(&broker, 4096);
     client.write_all(&[connect(b'a'), b"\x62\x02\0\x07".to_vec()].concat()).await.unwrap();
     let mut answers = [0; 8];
