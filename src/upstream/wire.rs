@@ -166,6 +166,8 @@ pub enum ClientEvent {
     Subscribed(Vec<u8>),
     /// The upstream has answered the oldest unanswered UNSUBSCRIBE.
     Unsubscribed,
+    /// The upstream has answered a ping.
+    Pinged,
 }
 
 /// A successful acknowledgement.
@@ -363,6 +365,11 @@ pub trait UpstreamClient: Send {
 
     /// Unsubscribes in one packet. [`ClientEvent::Unsubscribed`] follows.
     fn unsubscribe(&mut self, filters: &[TopicFilter]) -> Result<(), Busy>;
+
+    /// Asks for a sign of life. [`ClientEvent::Pinged`] follows.
+    fn ping(&mut self) -> Result<(), Busy> {
+        Ok(())
+    }
 
     /// Sends an acknowledgement for a message from the upstream.
     fn ack(&mut self, ack: Ack) -> Result<(), Busy>;

@@ -173,6 +173,10 @@ impl UpstreamClient for RemoteClient {
         self.request(Request::Unsubscribe(filters.iter().map(ToString::to_string).collect()))
     }
 
+    fn ping(&mut self) -> Result<(), Busy> {
+        self.request(Request::Ping)
+    }
+
     fn ack(&mut self, ack: Ack) -> Result<(), Busy> {
         self.request(Request::Ack(ack))
     }

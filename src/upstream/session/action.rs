@@ -22,6 +22,8 @@ pub(crate) enum SessionAction {
     /// Subscribe to these filters, in one packet.
     Subscribe(Vec<(TopicFilter, Qos)>),
     Unsubscribe(Vec<TopicFilter>),
+    /// Ask the upstream for a sign of life.
+    Ping,
     /// The upstream has deleted its retained message on this remote topic.
     Deleted(String),
     /// End the connection, because the upstream does not answer.

@@ -28,7 +28,7 @@ impl UpstreamSession {
     /// Processes the upstream's answer to a message.
     pub(crate) fn acked(&mut self, packet_id: u16, reason: u8, now: u64) -> Vec<SessionAction> {
         self.last_answer = now;
-        let mut actions = Vec::new();
+        let mut actions = self.others_answered(now);
         let is_it = |message: &SentMessage| message.packet_id == Some(packet_id) && message.is_unanswered();
         let Some(at) = self.in_flight.iter().position(is_it) else { return actions };
         self.is_out_of_order |= self.in_flight.iter().take(at).any(SentMessage::is_awaited);
@@ -38,7 +38,8 @@ impl UpstreamSession {
             self.answered_late(at);
         }
         if self.is_there(at, reason) {
-            return self.recorded(packet_id, now);
+            actions.extend(self.recorded(packet_id, now));
+            return actions;
         }
         let message = &mut self.in_flight[at];
         let refused = reason >= 0x80;

@@ -89,6 +89,7 @@ impl UpstreamSession {
         let (before, wanted) = (self.rules.subscriptions(), rules.subscriptions());
         self.rules = rules;
         let before: Vec<_> = before.into_iter().filter(|(filter, _)| !self.opening.has_left_out(filter)).collect();
+        let lacks_status = self.opening.has_left_out_status();
         self.opening.forget();
         self.learned.forget();
         self.try_denied();
@@ -103,6 +104,9 @@ impl UpstreamSession {
             }
             let new = wanted.into_iter().filter(|new| !before.contains(new)).collect();
             self.subscribe(new, now, &mut actions);
+            if lacks_status {
+                self.say_status(now, &mut actions);
+            }
         }
         actions
     }

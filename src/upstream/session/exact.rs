@@ -291,7 +291,7 @@ impl UpstreamSession {
             return self.acked(packet_id, 0, now);
         }
         self.last_answer = now;
-        let mut actions = Vec::new();
+        let mut actions = self.others_answered(now);
         if was_asked {
             self.free_ids(&mut actions);
         }
@@ -320,17 +320,19 @@ impl UpstreamSession {
     /// Processes a PUBREC for this packet id.
     pub(crate) fn recorded(&mut self, packet_id: u16, now: u64) -> Vec<SessionAction> {
         (self.last_answer, self.has_recorded) = (now, true);
+        let mut actions = self.others_answered(now);
         let is_it = |message: &&mut SentMessage| message.packet_id == Some(packet_id) && message.is_unanswered();
         match self.in_flight.iter_mut().find(is_it) {
             // while this is being written, nothing more is sent
-            Some(SentMessage { is_recorded: true, .. }) => Vec::new(),
+            Some(SentMessage { is_recorded: true, .. }) => {}
             Some(SentMessage { source: Some(source), is_recorded, .. }) => {
                 *is_recorded = true;
-                vec![SessionAction::Record(source.lane, source.ordinal, packet_id)]
+                actions.push(SessionAction::Record(source.lane, source.ordinal, packet_id));
             }
             // the upstream would wait for it otherwise [MQTT-4.3.3]
-            _ => vec![SessionAction::Release(packet_id)],
+            _ => actions.push(SessionAction::Release(packet_id)),
         }
+        actions
     }
 }
 

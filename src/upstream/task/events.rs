@@ -23,8 +23,9 @@ impl<C: UpstreamClient> Upstream<C> {
                 ClientEvent::Recorded(packet_id) => self.session.recorded(packet_id, self.clock.boot_ms()),
                 ClientEvent::Unsubscribed => {
                     self.asked.unsubscribed();
-                    continue;
+                    self.session.is_alive(self.clock.boot_ms())
                 }
+                ClientEvent::Pinged => self.session.is_alive(self.clock.boot_ms()),
                 ClientEvent::Subscribed(reasons) => self.session.subscribed(&reasons, self.clock.boot_ms()),
                 ClientEvent::Received(message) => {
                     let about = (message.packet_id, message.qos, message.payload.len());
@@ -68,6 +69,7 @@ impl<C: UpstreamClient> Upstream<C> {
                     self.asked.unsubscribes(&filters);
                     self.client.unsubscribe(&filters)
                 }
+                SessionAction::Ping => self.client.ping(),
                 SessionAction::Settle(lane, position, outcome) => {
                     self.readers.settle(lane, position, outcome.in_journal());
                     self.door.trace(position, TraceEvent::Settled(outcome.shown()), &self.name);

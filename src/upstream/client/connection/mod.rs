@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use bytes::{BufMut, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 use futures_util::FutureExt;
 use rustix::net::sockopt::set_tcp_quickack;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
@@ -375,8 +375,10 @@ impl UpstreamConnection {
         if self.input.len() < length {
             return Ok(None);
         }
-        if self.input[0] == PINGRESP {
+        if length == 2 && self.input[0] == PINGRESP && self.is_open {
             self.line.ping_answered();
+            self.input.advance(length);
+            return Ok(Some(Incoming::Event(ClientEvent::Pinged)));
         }
         let mut packet = self.input.split_to(length);
         let version = self.version;

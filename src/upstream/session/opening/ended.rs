@@ -27,7 +27,7 @@ impl UpstreamSession {
             Some(_) if self.may_be_message() => self.is_unsure(),
             Some(what) => {
                 self.learned.is_news = true;
-                let strikes = self.opening.entries.strike(what.clone(), now);
+                let strikes = self.opening.entries.strike(what.clone(), self.opening.is_alive, now);
                 match &what {
                     OpeningStep::Filter(filter) if strikes >= STRIKES && strikes.is_power_of_two() => {
                         let rule = self.rules.place_of(filter);
@@ -71,8 +71,13 @@ impl UpstreamSession {
             return true;
         }
         self.put_off.suspect_path(now);
-        let seconds = self.opening.entries.strike_silent(what.clone(), now) / 1000;
+        let was_alive = self.opening.is_alive;
+        let seconds = self.opening.entries.strike_silent(what.clone(), was_alive, now) / 1000;
         match &what {
+            _ if !was_alive => info!(
+                upstream, part = %self.name_of(&what),
+                "the upstream went silent before it had answered anything: this is left out until it answers"
+            ),
             OpeningStep::Filter(filter) => warn!(
                 upstream, %filter, rule = self.rules.place_of(filter), seconds,
                 "the upstream goes silent when asked for this subscription: it is left out for a while, and nothing new is \
@@ -86,6 +91,13 @@ impl UpstreamSession {
             ),
         }
         true
+    }
+
+    fn name_of(&self, what: &OpeningStep) -> String {
+        match what {
+            OpeningStep::Filter(filter) => format!("the subscription to {filter}"),
+            OpeningStep::Status => "the status".into(),
+        }
     }
 
     /// Records that the upstream answers messages, so that it is not silent because of the opening.

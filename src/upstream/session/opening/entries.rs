@@ -20,8 +20,12 @@ pub(super) enum OpeningStep {
 struct OpeningEntry {
     what: OpeningStep,
     strikes: u32,
+    /// The number of strikes when the upstream had last answered something on the same connection before.
+    proved: u32,
     /// The time until which it is left out.
     until: Option<u64>,
+    /// Whether it is left out although the upstream had answered nothing at all, so that the first answer ends that.
+    is_doubtful: bool,
 }
 
 /// The parts that have ended connections, or at which they went silent.
@@ -63,35 +67,61 @@ impl OpeningEntries {
 
     fn entry_of(&mut self, what: OpeningStep) -> &mut OpeningEntry {
         let at = self.0.iter().position(|entry| entry.what == what).unwrap_or_else(|| {
-            self.0.push(OpeningEntry { what, strikes: 0, until: None });
+            self.0.push(OpeningEntry { what, strikes: 0, proved: 0, until: None, is_doubtful: false });
             self.0.len() - 1
         });
         &mut self.0[at]
     }
 
-    /// Counts a connection that a part has ended, and returns how many it were.
-    pub(super) fn strike(&mut self, what: OpeningStep, now: u64) -> u32 {
+    /// Counts a connection that a part has ended, and returns how many it were. `was_alive` tells that the upstream had
+    /// answered something on it before.
+    pub(super) fn strike(&mut self, what: OpeningStep, was_alive: bool, now: u64) -> u32 {
         let entry = self.entry_of(what);
         entry.strikes += 1;
+        if was_alive {
+            entry.proved = entry.strikes;
+        }
         if entry.strikes >= STRIKES {
             entry.until = Some(now + left_out_for(entry.strikes - STRIKES));
+            entry.is_doubtful = !was_alive;
         }
         entry.strikes
     }
 
-    /// Leaves out a part at which the connection went silent, and returns for how long.
-    pub(super) fn strike_silent(&mut self, what: OpeningStep, now: u64) -> u64 {
+    /// Leaves out a part at which the connection went silent, and returns for how long. `was_alive` as for
+    /// [`OpeningEntries::strike`].
+    pub(super) fn strike_silent(&mut self, what: OpeningStep, was_alive: bool, now: u64) -> u64 {
         let entry = self.entry_of(what);
         let wait = left_out_for(entry.strikes);
-        entry.strikes += 1;
-        entry.until = Some(now + wait);
+        if was_alive {
+            entry.strikes += 1;
+            entry.proved = entry.strikes;
+        }
+        (entry.until, entry.is_doubtful) = (Some(now + wait), !was_alive);
         wait
+    }
+
+    /// Whether the upstream was alive when this part last ended a connection.
+    pub(super) fn is_proved(&self, what: &OpeningStep) -> bool {
+        self.entry(what).is_some_and(|entry| entry.proved > 0)
+    }
+
+    /// Ends what was concluded while the upstream answered nothing at all, and returns the parts that may be sent because of
+    /// that.
+    pub(super) fn end_doubts(&mut self) -> Vec<OpeningStep> {
+        let doubtful = self.0.iter_mut().filter(|entry| entry.is_doubtful);
+        let ended = doubtful.map(|entry| {
+            (entry.until, entry.is_doubtful) = (None, false);
+            entry.strikes = entry.proved.max(entry.strikes.min(STRIKES - 1));
+            entry.what.clone()
+        });
+        ended.collect()
     }
 
     /// Gives a part one more attempt.
     pub(super) fn try_once_more(&mut self, what: OpeningStep) {
         let entry = self.entry_of(what);
-        (entry.strikes, entry.until) = (STRIKES - 1, None);
+        (entry.strikes, entry.until, entry.is_doubtful) = (STRIKES - 1, None, false);
     }
 
     /// Forgets a part that was answered.

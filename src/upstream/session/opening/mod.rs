@@ -11,6 +11,10 @@
 //! If a message may be the reason as well, because it was not answered either or is at QoS 0, nothing is blamed, and on the
 //! next connection the parts go before the messages ([`ended`]).
 //!
+//! That a part is the reason is proved only if the upstream has answered something on the same connection before it: an
+//! upstream that hangs, or is being started, accepts connections and answers nothing whatever is sent. Without that proof the
+//! part comes back with the first answer to anything, and a ping asks for one.
+//!
 //! A subscription that is refused, or not answered for a minute although the connection lives, is reported, and asked
 //! for again after an hour, with every connection, and when rules or settings change.
 
@@ -42,6 +46,17 @@ struct AskedFilters {
     filters: Vec<TopicFilter>,
     at: u64,
     patience: AskedPatience,
+    /// Whether the upstream has answered something else since.
+    others_answered: bool,
+}
+
+/// A filter that was refused or not answered on this connection.
+#[derive(Clone, Debug)]
+struct AskAgain {
+    filter: TopicFilter,
+    due: u64,
+    /// Whether nothing else was answered either, so that it is asked for again with the first answer.
+    is_doubtful: bool,
 }
 
 /// What still depends on an answer.
@@ -65,8 +80,9 @@ pub(super) struct SessionOpening {
     queue: VecDeque<OpeningStep>,
     /// The subscriptions that are sent and not answered.
     unanswered: VecDeque<AskedFilters>,
-    /// The filters that were refused or not answered on this connection, and when they are asked for again.
-    again: Vec<(TopicFilter, u64)>,
+    again: Vec<AskAgain>,
+    /// Whether the upstream has answered anything on this connection but CONNECT.
+    is_alive: bool,
     status_unanswered: bool,
     /// What is done at present, while the parts are sent one after the other.
     turn: Option<OpeningTurn>,
@@ -95,7 +111,7 @@ impl SessionOpening {
     pub(crate) fn deadline(&self) -> Option<u64> {
         let left_out = self.left_out.iter().filter_map(|what| self.entries.left_out_until(what));
         let turn = self.turn.map(OpeningTurn::until);
-        let next = turn.or_else(|| left_out.chain(self.again.iter().map(|(_, due)| *due)).min());
+        let next = turn.or_else(|| left_out.chain(self.again.iter().map(|again| again.due)).min());
         let unreported = self.unanswered.iter().filter(|asked| asked.patience != AskedPatience::Nothing);
         next.into_iter().chain(unreported.map(|asked| asked.at + ANSWER_TIMEOUT_MS)).min()
     }
@@ -128,7 +144,7 @@ impl SessionOpening {
         self.queue.clear();
         self.unanswered.clear();
         (self.status_unanswered, self.turn, self.overdue) = (false, None, None);
-        self.has_unconfirmed = false;
+        (self.has_unconfirmed, self.is_alive) = (false, false);
         self.left_out.clear();
         self.again.clear();
     }
@@ -144,18 +160,28 @@ impl SessionOpening {
     /// Whether a filter was left out on this connection, refused or not answered.
     pub(crate) fn has_left_out(&self, filter: &TopicFilter) -> bool {
         self.left_out.contains(&OpeningStep::Filter(filter.clone()))
-            || self.again.iter().any(|(known, _)| known == filter)
+            || self.again.iter().any(|again| again.filter == *filter)
     }
 
-    /// Asks for a filter again later. Returns whether that is new.
-    fn ask_later(&mut self, filter: &TopicFilter, now: u64) -> bool {
-        let known = self.again.iter_mut().find(|(known, _)| known == filter);
-        let is_new = known.is_none();
-        match known {
-            Some((_, due)) => *due = now + ASK_AGAIN_MS,
-            None => self.again.push((filter.clone(), now + ASK_AGAIN_MS)),
+    /// Whether the status was left out on this connection.
+    pub(crate) fn has_left_out_status(&self) -> bool {
+        self.left_out.contains(&OpeningStep::Status)
+    }
+
+    /// Asks for a filter again later. `is_doubtful` tells that the upstream has answered nothing else meanwhile. Returns
+    /// whether that is new.
+    fn ask_later(&mut self, filter: &TopicFilter, is_doubtful: bool, now: u64) -> bool {
+        let due = now + ASK_AGAIN_MS;
+        match self.again.iter_mut().find(|again| again.filter == *filter) {
+            Some(again) => {
+                (again.due, again.is_doubtful) = (due, is_doubtful);
+                false
+            }
+            None => {
+                self.again.push(AskAgain { filter: filter.clone(), due, is_doubtful });
+                true
+            }
         }
-        is_new
     }
 }
 
@@ -169,6 +195,10 @@ impl UpstreamSession {
         let subscriptions = self.rules.subscriptions();
         self.opening.left_out = self.opening.entries.left_out(now);
         self.opening.cautious |= !self.opening.entries.is_empty();
+        if !self.opening.entries.is_empty() {
+            // the answer tells whether it is alive, before the parts that are suspected
+            actions.push(SessionAction::Ping);
+        }
         if self.opening.cautious {
             let filters = subscriptions.into_iter().map(|(filter, _)| OpeningStep::Filter(filter));
             let status = self.status_topic.is_some().then_some(OpeningStep::Status);
@@ -197,12 +227,13 @@ impl UpstreamSession {
         for part in wanted.chunks(if self.opening.single { 1 } else { FILTERS }) {
             let filters = part.iter().map(|(filter, _)| filter.clone()).collect();
             let patience = AskedPatience::Suspected;
-            self.opening.unanswered.push_back(AskedFilters { filters, at: now, patience });
+            let asked = AskedFilters { filters, at: now, patience, others_answered: false };
+            self.opening.unanswered.push_back(asked);
             actions.push(SessionAction::Subscribe(part.to_vec()));
         }
     }
 
-    fn say_status(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
+    pub(super) fn say_status(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
         let Some(mut status) = self.status("online") else { return };
         status.retain &= !self.opening.status_without_flag;
         self.opening.status_unanswered = status.qos != Qos::AtMostOnce;
@@ -230,9 +261,10 @@ impl UpstreamSession {
                 continue;
             }
             asked.patience = AskedPatience::Nothing;
+            let is_doubtful = !asked.others_answered;
             for filter in asked.filters.clone() {
                 let (upstream, rule) = (&self.name, self.rules.place_of(&filter));
-                if opening.ask_later(&filter, now) && !self.is_quiet {
+                if opening.ask_later(&filter, is_doubtful, now) && !self.is_quiet {
                     warn!(
                         upstream, %filter, rule,
                         "the upstream does not answer to the subscription: nothing may come down by it"
@@ -246,18 +278,18 @@ impl UpstreamSession {
 
     /// Asks again for what was refused or not answered on this connection, when its time has come.
     fn ask_again(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
-        let is_due = self.opening.again.iter().any(|(_, due)| *due <= now);
+        let is_due = self.opening.again.iter().any(|again| again.due <= now);
         if self.link.is_none() || self.opening.turn.is_some() || !is_due {
             return;
         }
         let subscriptions = self.rules.subscriptions();
         let is_wanted = |filter: &TopicFilter| subscriptions.iter().any(|(wanted, _)| wanted == filter);
-        self.opening.again.retain(|(filter, _)| is_wanted(filter));
-        let due = self.opening.again.iter_mut().filter(|(_, due)| *due <= now);
+        self.opening.again.retain(|again| is_wanted(&again.filter));
+        let due = self.opening.again.iter_mut().filter(|again| again.due <= now);
         let due: Vec<TopicFilter> = due
-            .map(|(filter, due)| {
-                *due = now + ASK_AGAIN_MS;
-                filter.clone()
+            .map(|again| {
+                again.due = now + ASK_AGAIN_MS;
+                again.filter.clone()
             })
             .collect();
         self.subscribe(subscriptions.into_iter().filter(|(filter, _)| due.contains(filter)).collect(), now, actions);
@@ -278,6 +310,41 @@ impl UpstreamSession {
         }
     }
 
+    /// Records an answer of the upstream to a ping or to UNSUBSCRIBE. What was left out because it had answered nothing at
+    /// all comes back.
+    pub(crate) fn is_alive(&mut self, now: u64) -> Vec<SessionAction> {
+        let mut actions = Vec::new();
+        if std::mem::replace(&mut self.opening.is_alive, true) {
+            return actions;
+        }
+        for what in self.opening.entries.end_doubts() {
+            if let Some(at) = self.opening.left_out.iter().position(|left_out| *left_out == what) {
+                self.opening.left_out.remove(at);
+                self.opening.queue.push_back(what);
+            }
+        }
+        if !self.opening.queue.is_empty() && self.opening.turn.is_none() {
+            self.wait_for_answers(now, &mut actions);
+        }
+        actions
+    }
+
+    /// Records that the upstream answers to what the session has sent, which it may not do although it answers pings. What
+    /// it had not answered while it answered nothing else is asked for again.
+    pub(super) fn others_answered(&mut self, now: u64) -> Vec<SessionAction> {
+        let mut actions = self.is_alive(now);
+        self.opening.unanswered.iter_mut().for_each(|asked| asked.others_answered = true);
+        let doubtful = self.opening.again.iter_mut().filter(|again| again.is_doubtful);
+        let mut is_any = false;
+        for again in doubtful {
+            (again.due, again.is_doubtful, is_any) = (now, false, true);
+        }
+        if is_any {
+            self.ask_again(now, &mut actions);
+        }
+        actions
+    }
+
     /// Processes the answer to a subscription.
     pub(crate) fn subscribed(&mut self, reasons: &[u8], now: u64) -> Vec<SessionAction> {
         (self.opening.overdue, self.opening.has_unconfirmed) = (None, false);
@@ -286,10 +353,10 @@ impl UpstreamSession {
             // a filter without a reason code is not granted
             let reason = reasons.get(at).copied().unwrap_or(UNSPECIFIED);
             if reason < 0x80 {
-                self.opening.again.retain(|(known, _)| known != filter);
+                self.opening.again.retain(|again| again.filter != *filter);
                 self.say_granted(filter, reason);
             } else {
-                let is_new = self.opening.ask_later(filter, now);
+                let is_new = self.opening.ask_later(filter, false, now);
                 let (upstream, rule) = (&self.name, self.rules.place_of(filter));
                 if is_new && !self.is_quiet {
                     warn!(
@@ -302,7 +369,7 @@ impl UpstreamSession {
             }
             self.opening.entries.acquit(&OpeningStep::Filter(filter.clone()));
         }
-        let mut actions = Vec::new();
+        let mut actions = self.others_answered(now);
         self.go_on(now, &mut actions);
         actions
     }
@@ -310,9 +377,18 @@ impl UpstreamSession {
     /// Processes the answer to the status.
     pub(super) fn status_answered(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
         (self.opening.status_unanswered, self.opening.has_unconfirmed) = (false, false);
-        self.opening.entries.acquit(&OpeningStep::Status);
-        if std::mem::take(&mut self.opening.status_without_flag) {
+        let is_proved = self.opening.entries.is_proved(&OpeningStep::Status);
+        if !std::mem::take(&mut self.opening.status_without_flag) {
+            self.opening.entries.acquit(&OpeningStep::Status);
+        } else if is_proved {
+            self.opening.entries.acquit(&OpeningStep::Status);
             self.refuse_retain("it closes the connection when it gets the flag");
+        } else {
+            // it had answered nothing before either, so only now it is known whether it takes the flag
+            self.opening.queue.push_back(OpeningStep::Status);
+            if self.opening.turn.is_none() {
+                self.wait_for_answers(now, actions);
+            }
         }
         self.go_on(now, actions);
     }

@@ -149,7 +149,7 @@ impl Bench {
                 SessionAction::Subscribe(filters) => {
                     self.asked.push(filters.iter().map(|(filter, _)| filter.to_string()).collect());
                 }
-                SessionAction::Unsubscribe(_) | SessionAction::Deleted(_) => {}
+                SessionAction::Unsubscribe(_) | SessionAction::Deleted(_) | SessionAction::Ping => {}
             }
         }
     }

@@ -258,3 +258,162 @@ fn a_status_without_an_answer_goes_last() {
     }
     assert_eq!(bench.deliver(1), ["online"]);
 }
+
+/// Two rules and a status.
+fn three_parts() -> Bench {
+    Bench::new(|settings| {
+        settings.inbound = vec![rule("a/#", "", "", Qos::AtLeastOnce), rule("b/#", "", "", Qos::AtLeastOnce)];
+        settings.status_topic = Some(crate::message::Topic::new("status").unwrap());
+    })
+}
+
+/// What the upstream has received since the last call: filters, and payloads of messages.
+fn arrived(bench: &mut Bench) -> Vec<String> {
+    let mut arrived = std::mem::take(&mut bench.asked).concat();
+    arrived.extend(bench.deliver(1));
+    arrived
+}
+
+#[test]
+fn what_is_left_out_because_nothing_was_answered_comes_back_with_the_first_answer() {
+    for why in [Broken::Silent, Broken::Closed] {
+        let mut bench = three_parts();
+        // it accepts connections and answers nothing else, for as long as each part needs to be left out
+        for round in 0..40 {
+            let now = round * 100;
+            let actions = bench.session.connected(V4, now);
+            assert_eq!(actions.contains(&SessionAction::Ping), round > 1, "{why:?} {round}");
+            bench.perform(actions);
+            next(&mut bench, now);
+            bench.sent.clear();
+            bench.disconnect_at(&why, now);
+        }
+        let now = 5_000;
+        assert_eq!(connect(&mut bench, now), [""; 0], "{why:?}");
+        assert_eq!(arrived(&mut bench), [""; 0], "all are left out");
+        // the answer to the ping
+        let actions = bench.session.is_alive(now);
+        bench.perform(actions);
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            bench.pump(now);
+            let part = arrived(&mut bench);
+            assert_eq!(part.len(), 1, "{part:?}");
+            let actions = match part[0].as_str() {
+                "online" => bench.session.acked(1, 0, now),
+                _ => bench.session.subscribed(&[1], now),
+            };
+            bench.perform(actions);
+            seen.extend(part);
+        }
+        seen.sort();
+        assert_eq!(seen, ["a/#", "b/#", "online"], "{why:?}");
+        bench.disconnect_at(&Broken::Failed(String::new()), now);
+        let actions = bench.session.connected(V4, now);
+        assert_eq!(asked(&actions), ["a/#", "b/#"], "nothing is suspected any more");
+        assert!(!bench.session.is_retain_refused());
+    }
+}
+
+#[test]
+fn a_part_at_which_an_upstream_goes_silent_that_was_alive_stays_left_out() {
+    const MINUTE: u64 = 60_000;
+    let mut bench = Bench::new(|settings| settings.inbound = vec![rule("a/#", "", "", Qos::AtLeastOnce)]);
+    bench.session.connected(V4, 0);
+    bench.disconnect(&Broken::Silent);
+    assert_eq!(connect(&mut bench, 0), ["a/#"]);
+    bench.disconnect(&Broken::Silent);
+    // it answers the ping, and goes silent at the subscription again
+    assert_eq!(connect(&mut bench, 0), [""; 0]);
+    let actions = bench.session.is_alive(0);
+    bench.perform(actions);
+    assert_eq!(next(&mut bench, 0), ["a/#"]);
+    bench.disconnect(&Broken::Silent);
+    for (now, wait) in [(0, MINUTE), (MINUTE, 2 * MINUTE), (3 * MINUTE, 4 * MINUTE)] {
+        assert_eq!(connect(&mut bench, now), [""; 0]);
+        let actions = bench.session.is_alive(now);
+        bench.perform(actions);
+        assert_eq!(next(&mut bench, now), [""; 0], "that is proof");
+        assert_eq!(bench.session.deadline(), Some(now + wait));
+        bench.time(now + wait);
+        assert_eq!(next(&mut bench, now + wait), ["a/#"]);
+        bench.disconnect_at(&Broken::Silent, now + wait);
+    }
+}
+
+#[test]
+fn a_status_is_said_without_the_flag_only_if_the_upstream_was_alive_when_it_ended_connections() {
+    for takes_flag in [true, false] {
+        let mut bench =
+            Bench::new(|settings| settings.status_topic = Some(crate::message::Topic::new("status").unwrap()));
+        let mut said = Vec::new();
+        for round in 0..8 {
+            connect(&mut bench, 0);
+            if round > 2 {
+                let actions = bench.session.is_alive(0);
+                bench.perform(actions);
+            }
+            // it is being started, and closes each connection at first
+            while let Some(status) = std::mem::take(&mut bench.sent).pop() {
+                said.push(status.retain);
+                let actions = bench.session.sent(1);
+                bench.perform(actions);
+                if round <= 2 || status.retain && !takes_flag {
+                    break;
+                }
+                bench.ack(1, 0);
+                bench.pump(0);
+            }
+            bench.disconnect(&Broken::Closed);
+        }
+        assert_eq!(bench.session.is_retain_refused(), !takes_flag);
+        let with_flag = said.iter().filter(|retain| **retain).count();
+        assert!(if takes_flag { with_flag >= 7 } else { with_flag <= 5 }, "{said:?}");
+    }
+}
+
+#[test]
+fn what_an_upstream_that_hangs_does_not_answer_is_asked_for_with_its_first_answer() {
+    let rules = |settings: &mut UpstreamSettings| {
+        settings.inbound = vec![rule("a/#", "", "", Qos::AtLeastOnce), rule("b/#", "", "", Qos::AtLeastOnce)];
+    };
+    let mut bench = Bench::new(rules);
+    connect(&mut bench, 0);
+    let minute = ANSWER_TIMEOUT_MS;
+    // it answers pings, and nothing else
+    bench.session.is_alive(minute - 1);
+    bench.time(minute);
+    assert_eq!(next(&mut bench, minute), [""; 0]);
+    bench.session.is_alive(minute + 1);
+    assert_eq!(next(&mut bench, minute + 1), [""; 0]);
+    bench.append_many(0..2);
+    bench.pump(minute + 2);
+    assert_eq!(bench.deliver(1), ["0", "1"]);
+    bench.ack(1, 0);
+    assert_eq!(next(&mut bench, minute + 2), ["a/#", "b/#"]);
+    // it answers messages and not these, so it is not asked at each answer
+    bench.ack(2, 0);
+    bench.time(2 * minute + 2);
+    bench.append_many(2..3);
+    bench.pump(2 * minute + 2);
+    bench.deliver(3);
+    bench.ack(3, 0);
+    assert_eq!(next(&mut bench, 2 * minute + 2), [""; 0]);
+}
+
+#[test]
+fn a_reload_says_a_status_that_was_left_out() {
+    let mut bench = three_parts();
+    for _ in 0..40 {
+        connect(&mut bench, 0);
+        bench.sent.clear();
+        bench.disconnect(&Broken::Silent);
+    }
+    connect(&mut bench, 0);
+    assert_eq!(arrived(&mut bench), [""; 0]);
+    let mut same = settings();
+    same.inbound = vec![rule("a/#", "", "", Qos::AtLeastOnce), rule("b/#", "", "", Qos::AtLeastOnce)];
+    let actions = bench.session.set_rules(UpstreamRules::new(&same), 0);
+    bench.perform(actions);
+    assert_eq!(arrived(&mut bench), ["a/#", "b/#", "online"]);
+}
