@@ -4,7 +4,7 @@
 //! for any more would come down and be dropped, for as long as the session lives. So the filters are recorded in the journal before they are
 //! subscribed to, with the session in which they are, and what is in excess is unsubscribed from on the next connection.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 
 use tracing::{info, warn};
 
@@ -33,15 +33,20 @@ pub(super) struct AskedRecord {
     /// The name of the record of the session in use; `None` if the upstream forgets it with the connection.
     name: Option<String>,
     filters: BTreeSet<String>,
-    /// What the unanswered UNSUBSCRIBEs name.
-    leaving: VecDeque<Vec<String>>,
+    /// The numbers of the unanswered UNSUBSCRIBEs on this connection, and what they name.
+    leaving: Vec<(u32, Vec<String>)>,
+    /// The number of UNSUBSCRIBEs on this connection.
+    left: u32,
+    /// The filters that the upstream refuses to give up.
+    refused: BTreeSet<String>,
     strikes: u32,
 }
 
 impl AskedRecord {
     pub(super) fn new(journal: &Journal, upstream: &str) -> AskedRecord {
         let (journal, upstream) = (journal.clone(), upstream.to_owned());
-        AskedRecord { journal, upstream, name: None, filters: BTreeSet::new(), leaving: VecDeque::new(), strikes: 0 }
+        let (filters, refused) = (BTreeSet::new(), BTreeSet::new());
+        AskedRecord { journal, upstream, name: None, filters, leaving: Vec::new(), left: 0, refused, strikes: 0 }
     }
 
     /// Handles a new connection.
@@ -66,19 +71,26 @@ impl AskedRecord {
         let filters = ours.unwrap_or(others);
         (self.name, self.filters) = (name, if is_resumed { filters } else { BTreeSet::new() });
         self.leaving.clear();
+        self.left = 0;
     }
 
     /// What the session has and these subscriptions do not.
     pub(super) fn in_excess(&self, wanted: &[(TopicFilter, Qos)]) -> Vec<TopicFilter> {
         let is_wanted = |filter: &String| wanted.iter().any(|(wanted, _)| wanted.to_string() == **filter);
-        let excess = self.filters.iter().filter(|filter| self.strikes < STRIKES && !is_wanted(filter));
+        let excess = self.filters.difference(&self.refused);
+        let excess = excess.filter(|filter| self.strikes < STRIKES && !is_wanted(filter));
         excess.filter_map(|filter| TopicFilter::new(filter.as_str()).ok()).collect()
     }
 
     /// Records filters that are about to be subscribed to.
     pub(super) fn subscribes<'a>(&mut self, filters: impl Iterator<Item = &'a TopicFilter>) {
         for filter in filters.map(ToString::to_string) {
-            self.leaving.iter_mut().for_each(|leaving| leaving.retain(|left| *left != filter));
+            self.leaving
+                .iter_mut()
+                .flat_map(|(_, names)| names)
+                .filter(|left| **left == filter)
+                .for_each(String::clear);
+            self.refused.remove(&filter);
             self.filters.insert(filter);
         }
         self.write();
@@ -86,15 +98,27 @@ impl AskedRecord {
 
     /// Records that these filters are about to be unsubscribed from.
     pub(super) fn unsubscribes(&mut self, filters: &[TopicFilter]) {
-        self.leaving.push_back(filters.iter().map(ToString::to_string).collect());
+        self.leaving.push((self.left, filters.iter().map(ToString::to_string).collect()));
+        self.left += 1;
     }
 
-    /// Handles the answer to the oldest UNSUBSCRIBE.
-    pub(super) fn unsubscribed(&mut self) {
-        let Some(left) = self.leaving.pop_front() else { return };
-        for filter in left {
-            if self.filters.remove(&filter) {
-                info!(upstream = self.upstream, filter, "unsubscribed");
+    /// Handles the answer to the UNSUBSCRIBE with this number on this connection, with a reason code for each filter in version
+    /// 5.
+    pub(super) fn unsubscribed(&mut self, number: u32, reasons: &[u8]) {
+        let Some(at) = self.leaving.iter().position(|(asked, _)| *asked == number) else { return };
+        for (at, filter) in self.leaving.remove(at).1.into_iter().enumerate() {
+            let refusal = reasons.get(at).copied().filter(|reason| *reason >= 0x80);
+            match refusal.filter(|_| self.filters.contains(&filter)) {
+                Some(reason) if self.refused.insert(filter.clone()) => warn!(
+                    upstream = self.upstream,
+                    filter,
+                    reason,
+                    "the upstream refuses to give up a subscription that no rule asks for any more: what comes down by it is \
+                     dropped"
+                ),
+                Some(_) => {}
+                None if self.filters.remove(&filter) => info!(upstream = self.upstream, filter, "unsubscribed"),
+                None => {}
             }
         }
         self.strikes = 0;
@@ -119,6 +143,7 @@ impl AskedRecord {
     /// Tries again what the upstream did not take, because settings have changed.
     pub(super) fn forgive(&mut self) {
         self.strikes = 0;
+        self.refused.clear();
     }
 
     fn write(&self) {
@@ -162,12 +187,12 @@ mod tests {
         assert_eq!(excess(&connected(&settings, 1, true), &["b"]), ["a/#"], "it may be a cluster");
         record.unsubscribes(&filters(&["a/#"]));
         assert_eq!(excess(&connected(&settings, 0, true), &["b"]), ["a/#"], "that is not answered");
-        record.unsubscribed();
+        record.unsubscribed(0, &[]);
         assert_eq!(excess(&connected(&settings, 0, true), &[]), ["b"]);
         // asked for again before the answer
         record.unsubscribes(&filters(&["b"]));
         record.subscribes(filters(&["b"]).iter());
-        record.unsubscribed();
+        record.unsubscribed(1, &[0]);
         assert_eq!(excess(&connected(&settings, 0, true), &[]), ["b"]);
         let mut fresh = connected(&settings, 0, false);
         assert_eq!(excess(&fresh, &[]), [""; 0], "a new session");
@@ -199,5 +224,32 @@ mod tests {
         record.forgive();
         record.connected(&settings, &settings.addresses[0], true);
         assert_eq!(excess(&record, &[]), ["a"]);
+    }
+
+    #[tokio::test]
+    async fn answers_to_unsubscribe_belong_to_what_was_asked() {
+        let (journal, settings) = (Journal::default(), settings());
+        let mut record = AskedRecord::new(&journal, "home");
+        record.connected(&settings, &settings.addresses[0], false);
+        record.subscribes(filters(&["a", "b", "c", "d"]).iter());
+        for asked in [&["a"][..], &["b", "c"], &["d"]] {
+            record.unsubscribes(&filters(asked));
+        }
+        // out of order, never, and with a refusal
+        record.unsubscribed(2, &[0]);
+        record.unsubscribed(7, &[0]);
+        record.unsubscribed(1, &[0x87, 0x11]);
+        assert_eq!(record.filters.iter().collect::<Vec<_>>(), ["a", "b"]);
+        // what was refused is asked again when settings change
+        record.connected(&settings, &settings.addresses[0], true);
+        assert_eq!(excess(&record, &[]), ["a"]);
+        record.forgive();
+        assert_eq!(excess(&record, &[]), ["a", "b"]);
+        // asked for again before the refusal: the names keep their places
+        record.unsubscribes(&filters(&["a", "b"]));
+        record.subscribes(filters(&["a"]).iter());
+        record.unsubscribed(0, &[0, 0x87]);
+        assert_eq!(record.filters.iter().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(excess(&record, &[]), ["a"], "only b was refused");
     }
 }

@@ -162,10 +162,13 @@ pub enum ClientEvent {
     TooLarge(OversizedMessage),
     /// The upstream has released this packet id of a message at QoS 2 (PUBREL).
     Released(u16),
-    /// The upstream has answered the oldest unanswered subscription, with a reason code for each filter.
-    Subscribed(Vec<u8>),
-    /// The upstream has answered the oldest unanswered UNSUBSCRIBE.
-    Unsubscribed,
+    /// The upstream has answered the SUBSCRIBE with this number on this connection, from 0 on, with a reason code for each
+    /// filter.
+    Subscribed(u32, Vec<u8>),
+    /// The same for UNSUBSCRIBE. There are no reason codes in version 3.1.1.
+    Unsubscribed(u32, Vec<u8>),
+    /// The upstream has answered with this packet id, and no SUBSCRIBE or UNSUBSCRIBE with it is unanswered.
+    Unasked(u16),
     /// The upstream has answered a ping.
     Pinged,
 }

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -124,6 +124,32 @@ fn what_an_upstream_grants_less_than_was_asked_for_is_said_once() {
     assert!(line.contains("cmd/a") && line.contains("pigateway.toml:"), "{line}");
     assert!(gateway.wait_for_line("grants the subscription at QoS 1 only").contains("cmd/b"));
     assert_eq!((says("at QoS 0 only"), says("at QoS 1 only"), says("cmd/c")), (1, 1, 0));
+}
+
+#[test]
+fn answers_to_subscriptions_are_told_by_their_packet_ids() {
+    for protocol in [4, 5] {
+        let first = Mutex::new(0_u16);
+        let played = Played::new(move |heard| {
+            let Some(filters) = heard.filters() else { return Say::Usual };
+            let none: &[u8] = if protocol == 5 { &[0] } else { &[] };
+            let answer = |id: u16, codes: &[u8]| packet(0x90, &[&id.to_be_bytes(), none, codes]);
+            if filters.len() == 8 {
+                *first.lock().unwrap() = heard.packet.id();
+                return Say::Nothing;
+            }
+            let (first, codes) = (*first.lock().unwrap(), [1, 0x80, 1, 1, 1, 1, 1, 1]);
+            let unknown = [answer(first + 77, &[0x80; 8]), answer(9, &[0x80; 8])].concat();
+            Say::Instead([answer(heard.packet.id(), &[1, 1]), unknown, answer(first, &codes)].concat())
+        });
+        let rules: String = (0..10).map(|number| format!("[[upstream.in]]\ntopic_filter = \"f{number}\"\n")).collect();
+        let (gateway, _) = start(&(upstream(played.port, &format!("protocol = {protocol}")) + &rules));
+        let line = gateway.wait_for_line("refuses the subscription");
+        assert!(line.contains("filter=f1 "), "{line}");
+        gateway.wait_for_lines("subscribed", 9);
+        let count = |text: &str| gateway.log().iter().filter(|line| line.contains(text)).count();
+        assert_eq!((count("refuses the subscription"), count("a packet id that no subscription has")), (1, 1));
+    }
 }
 
 /// The configuration with the pauses that hold without settings.

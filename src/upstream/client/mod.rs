@@ -62,6 +62,10 @@ enum Incoming {
     /// The upstream accepts the connection; the second value is the keep alive that it wants, in seconds.
     Accepted(Link, Option<u16>),
     Event(ClientEvent),
+    /// The answer to the SUBSCRIBE with this packet id, with a reason code for each filter.
+    Subscribed(u16, Vec<u8>),
+    /// The same for UNSUBSCRIBE; without reason codes in version 3.1.1.
+    Unsubscribed(u16, Vec<u8>),
     /// A packet without further meaning, which shows that the upstream is there.
     Other,
 }

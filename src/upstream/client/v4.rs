@@ -78,7 +78,7 @@ pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
     }
     match bytes[..] {
         [0x90, ..] => return subscribed(bytes),
-        [0xb0, 2, _, _] => return Ok(Incoming::Event(ClientEvent::Unsubscribed)),
+        [0xb0, 2, high, low] => return Ok(Incoming::Unsubscribed(u16::from_be_bytes([high, low]), Vec::new())),
         _ => {}
     }
     let packet = Packet::read(bytes, usize::MAX).map_err(|_: Error| Broken::Garbled)?;
@@ -151,11 +151,11 @@ fn received(publish: Publish) -> Result<InMessage, Broken> {
 /// Decodes a SUBACK. Some upstreams use the codes of MQTT 5 for refusals, which rumqttc does not know.
 fn subscribed(packet: &[u8]) -> Result<Incoming, Broken> {
     let length = packet.iter().skip(1).position(|byte| byte & 0x80 == 0).ok_or(Broken::Garbled)? + 1;
-    let codes = packet.get(1 + length + 2..).filter(|codes| !codes.is_empty()).ok_or(Broken::Garbled)?;
-    if codes.iter().any(|code| (3..0x80).contains(code)) {
+    let [high, low, codes @ ..] = packet.get(1 + length..).unwrap_or_default() else { return Err(Broken::Garbled) };
+    if codes.is_empty() || codes.iter().any(|code| (3..0x80).contains(code)) {
         return Err(Broken::Garbled);
     }
-    Ok(Incoming::Event(ClientEvent::Subscribed(codes.to_vec())))
+    Ok(Incoming::Subscribed(u16::from_be_bytes([*high, *low]), codes.to_vec()))
 }
 
 #[cfg(test)]

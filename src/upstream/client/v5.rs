@@ -75,8 +75,7 @@ pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
         // a broker that does not know version 5 answers with a CONNACK of 3.1.1, and so do some that refuse
         [0x20, 2, _, code] if code > 5 && code < 0x80 => return Err(v4::refused(code)),
         [0x20, 2, _, code] if code != 0 => return Err(Broken::Version),
-        // asking again would change nothing about a refusal
-        [0xb0, ..] => return Ok(Incoming::Event(ClientEvent::Unsubscribed)),
+        [0xb0, ..] => return unsubscribed(bytes).ok_or(Broken::Garbled),
         // the two short forms of DISCONNECT [MQTT-3.14.2], which rumqttc does not know
         [0xe0, 0] => return Err(Broken::Closed),
         [0xe0, 1, reason] => {
@@ -106,9 +105,7 @@ pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
         }
         Packet::ConnAck(connack) => return Err(refused(&connack)),
         Packet::PubAck(ack) => Incoming::Event(ClientEvent::Acked(ack.pkid, 0)),
-        Packet::SubAck(ack) => {
-            Incoming::Event(ClientEvent::Subscribed(ack.return_codes.iter().map(subscribe_reason).collect()))
-        }
+        Packet::SubAck(ack) => Incoming::Subscribed(ack.pkid, ack.return_codes.iter().map(subscribe_reason).collect()),
         Packet::Publish(publish) => Incoming::Event(ClientEvent::Received(received(publish)?)),
         Packet::PubRec(rec) => Incoming::Event(ClientEvent::Recorded(rec.pkid)),
         Packet::PubRel(release) => Incoming::Event(ClientEvent::Released(release.pkid)),
@@ -116,6 +113,22 @@ pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
         Packet::Disconnect(disconnect) => return Err(dismissed(&disconnect)),
         _ => Incoming::Other,
     })
+}
+
+/// The bytes behind a length [MQTT-1.5.5], and the length.
+fn after_length(bytes: &[u8]) -> Option<(&[u8], usize)> {
+    let last = bytes.iter().take(4).position(|byte| byte & 0x80 == 0)?;
+    let digits = bytes[..=last].iter().enumerate();
+    let length = digits.fold(0, |length, (at, byte)| length | usize::from(byte & 0x7f) << (7 * at));
+    Some((&bytes[last + 1..], length))
+}
+
+/// Decodes an UNSUBACK, also one without reason codes [MQTT-3.11].
+fn unsubscribed(packet: &[u8]) -> Option<Incoming> {
+    let (body, _) = after_length(packet.get(1..)?)?;
+    let [high, low, rest @ ..] = body else { return None };
+    let reasons = after_length(rest).and_then(|(rest, properties)| rest.get(properties..)).unwrap_or_default();
+    Some(Incoming::Unsubscribed(u16::from_be_bytes([*high, *low]), reasons.to_vec()))
 }
 
 /// Decodes a PUBACK, PUBREC, PUBREL or PUBCOMP, also with a reason that rumqttc does not know; `None` for any other packet.

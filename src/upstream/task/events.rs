@@ -21,12 +21,15 @@ impl<C: UpstreamClient> Upstream<C> {
                     self.session.completed(packet_id, self.clock.boot_ms())
                 }
                 ClientEvent::Recorded(packet_id) => self.session.recorded(packet_id, self.clock.boot_ms()),
-                ClientEvent::Unsubscribed => {
-                    self.asked.unsubscribed();
+                ClientEvent::Unsubscribed(number, reasons) => {
+                    self.asked.unsubscribed(number, &reasons);
                     self.session.is_alive(self.clock.boot_ms())
                 }
                 ClientEvent::Pinged => self.session.is_alive(self.clock.boot_ms()),
-                ClientEvent::Subscribed(reasons) => self.session.subscribed(&reasons, self.clock.boot_ms()),
+                ClientEvent::Subscribed(number, reasons) => {
+                    self.session.subscribed(number, &reasons, self.clock.boot_ms())
+                }
+                ClientEvent::Unasked(packet_id) => self.session.unasked(packet_id, self.clock.boot_ms()),
                 ClientEvent::Received(message) => {
                     let about = (message.packet_id, message.qos, message.payload.len());
                     self.inbox.received(self.session.incoming(message), about);

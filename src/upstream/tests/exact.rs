@@ -51,7 +51,7 @@ impl Bench {
         while self.script.next().await != connect(host, Version::V5) {}
         self.script.answers.send(present(session_present)).await.unwrap();
         assert_eq!(self.script.next().await, Asked::Subscribe(vec!["commands/#".into()]));
-        self.event(ClientEvent::Subscribed(vec![2])).await;
+        self.event(ClientEvent::Subscribed(0, vec![2])).await;
     }
 
     async fn event(&self, event: ClientEvent) {

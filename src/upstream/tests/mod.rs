@@ -404,7 +404,7 @@ async fn an_idle_upstream_wakes_nobody() {
     let mut running = Running::start(settings(&["mqtt://one"]), TestDoor::default(), client);
     script.answers.send(Ok(link(Version::V5))).await.unwrap();
     running.until("connected", |snapshot| snapshot.state == UpstreamState::Connected).await;
-    script.event(ClientEvent::Subscribed(vec![1])).await;
+    script.event(ClientEvent::Subscribed(0, vec![1])).await;
     tokio::time::sleep(Duration::from_secs(10)).await;
     let before = running.polls.load(Ordering::Relaxed);
     tokio::time::sleep(Duration::from_secs(3600)).await;

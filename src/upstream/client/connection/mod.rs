@@ -1,5 +1,6 @@
 //! One connection to an upstream: encodes requests to bytes, and decodes bytes to events.
 
+mod asked;
 mod line;
 mod oversized;
 
@@ -14,6 +15,7 @@ use futures_util::FutureExt;
 use rustix::net::sockopt::set_tcp_quickack;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
 
+use self::asked::{AskedKind, AskedPackets};
 use self::line::{KeepAlive, Line};
 use self::oversized::Oversized;
 use super::pace::ReadPace;
@@ -38,7 +40,6 @@ const KEPT_BYTES: usize = 256 << 10;
 /// The highest packet id for messages at QoS 1, and so the largest window. The ids of messages at QoS 2 are chosen by the
 /// session and come after these, and the last ids are for SUBSCRIBE and UNSUBSCRIBE.
 pub(in crate::upstream) const MESSAGE_IDS: u16 = 0x3fff;
-const OTHER_IDS: u16 = 0xff00;
 
 /// An upstream with a smaller maximum packet size accepts no message at all. Its limit is not applied to waiting messages,
 /// because all of them would be dropped as too large for a fault that is not theirs.
@@ -83,7 +84,7 @@ pub(super) struct UpstreamConnection {
     requests: VecDeque<Request>,
     max_requests: usize,
     message_ids: Ids,
-    other_ids: Ids,
+    asked: AskedPackets,
     /// `None` if the upstream accepts no topic aliases.
     aliases: Option<OutboundAliases>,
     /// The upstream's limit in bytes.
@@ -132,7 +133,7 @@ impl UpstreamConnection {
             requests: VecDeque::new(),
             max_requests,
             message_ids: Ids::new(1, MESSAGE_IDS),
-            other_ids: Ids::new(OTHER_IDS, u16::MAX),
+            asked: AskedPackets::new(),
             aliases: None,
             max_packet_size: usize::MAX,
             output: BytesMut::new(),
@@ -204,6 +205,9 @@ impl UpstreamConnection {
     pub(super) fn request(&mut self, request: Request) -> Result<(), Busy> {
         if self.requests.len() >= self.max_requests {
             return Err(Busy);
+        }
+        if let Request::Subscribe(_) | Request::Unsubscribe(_) = request {
+            self.asked.has_room()?;
         }
         self.requests.push_back(request);
         Ok(())
@@ -298,14 +302,18 @@ impl UpstreamConnection {
                 message = Some(packet_id);
                 Ok(())
             }
-            (Request::Subscribe(filters), Version::V31 | Version::V311) => {
-                v4::subscribe(filters, self.other_ids.take(), out)
+            (Request::Subscribe(filters), version) => {
+                let id = self.asked.next(AskedKind::Subscribe);
+                if version == Version::V5 { v5::subscribe(filters, id, out) } else { v4::subscribe(filters, id, out) }
             }
-            (Request::Subscribe(filters), Version::V5) => v5::subscribe(filters, self.other_ids.take(), out),
-            (Request::Unsubscribe(filters), Version::V31 | Version::V311) => {
-                v4::unsubscribe(filters, self.other_ids.take(), out)
+            (Request::Unsubscribe(filters), version) => {
+                let id = self.asked.next(AskedKind::Unsubscribe);
+                if version == Version::V5 {
+                    v5::unsubscribe(filters, id, out)
+                } else {
+                    v4::unsubscribe(filters, id, out)
+                }
             }
-            (Request::Unsubscribe(filters), Version::V5) => v5::unsubscribe(filters, self.other_ids.take(), out),
             (Request::Ack(ack), _) => match *ack {
                 Ack::Taken(packet_id) => answer(PUBACK, packet_id, out),
                 Ack::Recorded(packet_id) => answer(PUBREC, packet_id, out),
@@ -397,12 +405,22 @@ impl UpstreamConnection {
                 self.broken = Some(Broken::Failed("it sent a second CONNACK".into()));
             }
             Incoming::Accepted(link, keep_alive) => (self.is_open, self.accepted) = (true, Some((link, keep_alive))),
-            Incoming::Event(event) => {
-                self.is_news = true;
-                self.events.push(event);
+            Incoming::Event(event) => self.tell(event),
+            Incoming::Subscribed(id, reasons) => {
+                let number = self.asked.answered(id, AskedKind::Subscribe);
+                self.tell(number.map_or(ClientEvent::Unasked(id), |number| ClientEvent::Subscribed(number, reasons)));
+            }
+            Incoming::Unsubscribed(id, reasons) => {
+                let number = self.asked.answered(id, AskedKind::Unsubscribe);
+                self.tell(number.map_or(ClientEvent::Unasked(id), |number| ClientEvent::Unsubscribed(number, reasons)));
             }
             Incoming::Other => {}
         }
+    }
+
+    fn tell(&mut self, event: ClientEvent) {
+        self.is_news = true;
+        self.events.push(event);
     }
 }
 

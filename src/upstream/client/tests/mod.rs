@@ -216,9 +216,15 @@ async fn an_upstream_that_answers_pings_is_there_and_another_is_not() {
         }
         std::future::pending::<()>().await;
     };
+    let events = async {
+        for _ in 0..10 {
+            assert_eq!(connection.events().await, Ok(vec![ClientEvent::Pinged]));
+        }
+        connection.events().await
+    };
     tokio::select! {
         () = upstream => {}
-        events = connection.events() => assert_eq!(events, Err(Broken::Silent)),
+        events = events => assert_eq!(events, Err(Broken::Silent)),
     }
     // ten pings are answered, one is not, and one more interval passes
     assert_eq!(begin.elapsed().as_secs(), 12 * settings().keep_alive.as_secs());
@@ -366,8 +372,10 @@ async fn what_an_upstream_may_not_send_ends_the_connection_and_is_not_acknowledg
 #[tokio::test]
 async fn a_refused_subscription_may_have_a_code_of_version_5() {
     let (mut connection, mut theirs, _) = opened(Version::V311, 64 << 10).await;
-    theirs.write_all(b"\x90\x04\0\x01\x87\x01").await.unwrap();
-    assert_eq!(connection.events().await, Ok(vec![ClientEvent::Subscribed(vec![0x87, 1])]));
+    let filters = ["a", "b"].map(|filter| (TopicFilter::new(filter).unwrap(), Qos::AtLeastOnce));
+    connection.request(Request::Subscribe(filters.to_vec())).unwrap();
+    theirs.write_all(b"\x90\x04\xff\x00\x87\x01").await.unwrap();
+    assert_eq!(connection.events().await, Ok(vec![ClientEvent::Subscribed(0, vec![0x87, 1])]));
     for wrong in [&b"\x90\x03\0\x01\x03"[..], b"\x90\x02\0\x01", b"\x90\0"] {
         assert!(ends(Version::V311, wrong).await.contains("not MQTT"));
     }

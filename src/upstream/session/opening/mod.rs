@@ -40,9 +40,11 @@ const ASK_AGAIN_MS: u64 = 3_600_000;
 /// The reason code "unspecified error" [MQTT-5 3.9.3].
 const UNSPECIFIED: u8 = 0x80;
 
-/// Subscriptions of one packet. They stay here until the answer comes, because answers come in the order of the packets.
+/// Subscriptions of one packet. They stay here until the answer comes.
 #[derive(Clone, Debug)]
 struct AskedFilters {
+    /// The number of the packet on this connection.
+    number: u32,
     filters: Vec<TopicFilter>,
     at: u64,
     patience: AskedPatience,
@@ -80,6 +82,11 @@ pub(super) struct SessionOpening {
     queue: VecDeque<OpeningStep>,
     /// The subscriptions that are sent and not answered.
     unanswered: VecDeque<AskedFilters>,
+    /// The number of subscription packets on this connection.
+    asked: u32,
+    /// Whether it was said that the upstream answers what it was not asked.
+    is_unasked_said: bool,
+    /// The filters that were refused or not answered on this connection.
     again: Vec<AskAgain>,
     /// Whether the upstream has answered anything on this connection but CONNECT.
     is_alive: bool,
@@ -144,7 +151,7 @@ impl SessionOpening {
         self.queue.clear();
         self.unanswered.clear();
         (self.status_unanswered, self.turn, self.overdue) = (false, None, None);
-        (self.has_unconfirmed, self.is_alive) = (false, false);
+        (self.has_unconfirmed, self.is_alive, self.asked) = (false, false, 0);
         self.left_out.clear();
         self.again.clear();
     }
@@ -227,8 +234,10 @@ impl UpstreamSession {
         for part in wanted.chunks(if self.opening.single { 1 } else { FILTERS }) {
             let filters = part.iter().map(|(filter, _)| filter.clone()).collect();
             let patience = AskedPatience::Suspected;
-            let asked = AskedFilters { filters, at: now, patience, others_answered: false };
+            let number = self.opening.asked;
+            let asked = AskedFilters { number, filters, at: now, patience, others_answered: false };
             self.opening.unanswered.push_back(asked);
+            self.opening.asked += 1;
             actions.push(SessionAction::Subscribe(part.to_vec()));
         }
     }
@@ -345,10 +354,34 @@ impl UpstreamSession {
         actions
     }
 
-    /// Processes the answer to a subscription.
-    pub(crate) fn subscribed(&mut self, reasons: &[u8], now: u64) -> Vec<SessionAction> {
+    /// Handles an answer with the packet id of no subscription. It may be a late one to what was not waited for any more, and
+    /// a second one changes nothing, so it does no harm.
+    pub(crate) fn unasked(&mut self, packet_id: u16, now: u64) -> Vec<SessionAction> {
+        if std::mem::replace(&mut self.opening.is_unasked_said, true) {
+            debug!(upstream = self.name, packet_id, "the upstream answers a subscription that it was not asked for");
+        } else {
+            warn!(
+                upstream = self.name,
+                packet_id,
+                "the upstream answers with a packet id that no subscription has: such answers are passed over"
+            );
+        }
+        self.is_alive(now)
+    }
+
+    /// The number of the oldest unanswered subscription packet.
+    #[cfg(test)]
+    pub(super) fn oldest_asked(&self) -> Option<u32> {
+        self.opening.unanswered.front().map(|asked| asked.number)
+    }
+
+    /// Processes the answer to the subscription packet with this number.
+    pub(crate) fn subscribed(&mut self, number: u32, reasons: &[u8], now: u64) -> Vec<SessionAction> {
+        let Some(at) = self.opening.unanswered.iter().position(|asked| asked.number == number) else {
+            return Vec::new();
+        };
         (self.opening.overdue, self.opening.has_unconfirmed) = (None, false);
-        let filters = self.opening.unanswered.pop_front().map(|asked| asked.filters).unwrap_or_default();
+        let filters = self.opening.unanswered.remove(at).map(|asked| asked.filters).unwrap_or_default();
         for (at, filter) in filters.iter().enumerate() {
             // a filter without a reason code is not granted
             let reason = reasons.get(at).copied().unwrap_or(UNSPECIFIED);

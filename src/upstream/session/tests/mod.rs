@@ -221,6 +221,12 @@ impl Bench {
         self.perform(actions);
     }
 
+    /// Answers the oldest unanswered subscription packet.
+    fn subscribed(&mut self, reasons: &[u8], now: u64) -> Vec<SessionAction> {
+        let number = self.session.oldest_asked().unwrap_or_default();
+        self.session.subscribed(number, reasons, now)
+    }
+
     fn disconnect(&mut self, why: &Broken) {
         self.disconnect_at(why, 0);
     }

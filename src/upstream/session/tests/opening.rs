@@ -73,7 +73,7 @@ fn a_subscription_at_which_the_line_goes_silent_is_left_out_and_tried_again_on_t
     for (now, wait) in [(0, MINUTE), (MINUTE, 2 * MINUTE), (3 * MINUTE, 4 * MINUTE)] {
         // one after the other, and the second one leads nowhere
         assert_eq!(connect(&mut bench, now), ["a/#"]);
-        bench.session.subscribed(&[1], now);
+        bench.subscribed(&[1], now);
         assert_eq!(next(&mut bench, now), ["b/#"]);
         assert!(!bench.session.has_room(Role::Live), "messages wait for the answer");
         assert_eq!(bench.session.time(now + ANSWER_MS), []);
@@ -81,7 +81,7 @@ fn a_subscription_at_which_the_line_goes_silent_is_left_out_and_tried_again_on_t
         bench.disconnect_at(&Broken::Silent, now);
         // forwarding goes on without it
         assert_eq!(connect(&mut bench, now), ["a/#"]);
-        assert_eq!(asked(&bench.session.subscribed(&[1], now)), [""; 0]);
+        assert_eq!(asked(&bench.subscribed(&[1], now)), [""; 0]);
         assert!(bench.session.has_room(Role::Live));
         assert_eq!(bench.session.deadline(), Some(now + wait));
         assert_eq!(asked(&bench.session.time(now + wait - 1)), [""; 0]);
@@ -89,9 +89,9 @@ fn a_subscription_at_which_the_line_goes_silent_is_left_out_and_tried_again_on_t
     }
     let now = 7 * MINUTE;
     assert_eq!(connect(&mut bench, now - 1), ["a/#"]);
-    bench.session.subscribed(&[1], now - 1);
+    bench.subscribed(&[1], now - 1);
     assert_eq!(asked(&bench.session.time(now)), ["b/#"]);
-    bench.session.subscribed(&[1], now);
+    bench.subscribed(&[1], now);
     bench.disconnect_at(&Broken::Silent, now);
     assert_eq!(asked(&bench.session.connected(V4, now)), ["a/#", "b/#"], "it was answered");
 }
@@ -124,7 +124,7 @@ fn a_subscription_that_is_refused_or_not_answered_is_asked_for_again() {
     let mut same = settings();
     rules(&mut same);
     assert_eq!(asked(&bench.session.connected(V4, 0)), ["a/#"]);
-    bench.session.subscribed(&[0x80], 0);
+    bench.subscribed(&[0x80], 0);
     assert_eq!(bench.session.deadline(), Some(HOUR));
     assert_eq!(asked(&bench.session.time(HOUR)), ["a/#"]);
     // now there is no answer at all
@@ -134,8 +134,8 @@ fn a_subscription_that_is_refused_or_not_answered_is_asked_for_again() {
     // a reload asks at once
     assert_eq!(asked(&bench.session.set_rules(UpstreamRules::new(&same), HOUR + MINUTE)), ["a/#"]);
     // the answers come in the order of the packets, and the second one grants it
-    bench.session.subscribed(&[0x80], HOUR + MINUTE);
-    bench.session.subscribed(&[1], HOUR + MINUTE);
+    bench.subscribed(&[0x80], HOUR + MINUTE);
+    bench.subscribed(&[1], HOUR + MINUTE);
     assert_eq!(bench.session.deadline(), None);
     assert_eq!(asked(&bench.session.set_rules(UpstreamRules::new(&same), HOUR + MINUTE)), [""; 0]);
 }
@@ -152,7 +152,7 @@ fn what_one_address_has_taught_says_nothing_of_another() {
     bench.session.at_address(1);
     assert_eq!(asked(&bench.session.connected(V4, 0)), ["a/#"]);
     assert!(!bench.session.is_retain_refused());
-    bench.session.subscribed(&[1], 0);
+    bench.subscribed(&[1], 0);
     bench.disconnect(&Broken::Failed(String::new()));
     bench.session.at_address(0);
     assert_eq!(connect(&mut bench, 0), [""; 0]);
@@ -179,14 +179,14 @@ fn messages_and_suspected_parts_take_turns() {
     }
     assert_eq!(next(&mut bench, TURN_MS), ["a/#"]);
     assert!(bench.sent.is_empty(), "it is alone");
-    bench.session.subscribed(&[1], TURN_MS);
+    bench.subscribed(&[1], TURN_MS);
     assert_eq!(next(&mut bench, TURN_MS), [""; 0], "messages have a turn");
     assert_eq!(bench.deliver(5), ["4", "5", "6", "7"]);
     // the end of the connection concerns these messages, and on the next one the parts go first
     bench.disconnect(&Broken::Closed);
     assert!(bench.session.suspicion.is_active());
     assert_eq!(connect(&mut bench, 0), ["a/#"]);
-    assert_eq!(asked(&bench.session.subscribed(&[1], 0)), ["b/#"]);
+    assert_eq!(asked(&bench.subscribed(&[1], 0)), ["b/#"]);
 }
 
 #[test]
@@ -236,7 +236,7 @@ fn what_no_rule_asks_for_any_more_is_not_asked_for_later() {
     bench.disconnect(&Broken::Closed);
     assert_eq!(connect(&mut bench, 0), ["a/#"]);
     bench.session.set_rules(UpstreamRules::new(&with(&["a/#", "c/#"])), 0);
-    bench.session.subscribed(&[1], 0);
+    bench.subscribed(&[1], 0);
     assert_eq!(next(&mut bench, 0), ["c/#"]);
 }
 
@@ -301,7 +301,7 @@ fn what_is_left_out_because_nothing_was_answered_comes_back_with_the_first_answe
             assert_eq!(part.len(), 1, "{part:?}");
             let actions = match part[0].as_str() {
                 "online" => bench.session.acked(1, 0, now),
-                _ => bench.session.subscribed(&[1], now),
+                _ => bench.subscribed(&[1], now),
             };
             bench.perform(actions);
             seen.extend(part);
@@ -416,4 +416,29 @@ fn a_reload_says_a_status_that_was_left_out() {
     let actions = bench.session.set_rules(UpstreamRules::new(&same), 0);
     bench.perform(actions);
     assert_eq!(arrived(&mut bench), ["a/#", "b/#", "online"]);
+}
+
+#[test]
+fn answers_to_subscriptions_belong_to_what_was_asked() {
+    let names: Vec<String> = (0..20).map(|number| format!("f{number:02}/#")).collect();
+    let mut bench = Bench::new(|settings| {
+        settings.inbound = names.iter().map(|name| rule(name, "", "", Qos::AtLeastOnce)).collect();
+    });
+    let actions = bench.session.connected(V4, 0);
+    let packets = actions.iter().filter(|action| matches!(action, SessionAction::Subscribe(_))).count();
+    assert_eq!((packets, asked(&actions).len()), (3, 20));
+    // the last is answered first, the second is refused in part, the first is never answered, and one was not asked for
+    let refused = |bench: &Bench| {
+        let left_out = names.iter().filter(|name| bench.session.opening.has_left_out(&filter(name)));
+        left_out.cloned().collect::<Vec<_>>()
+    };
+    bench.session.subscribed(2, &[1; 4], 0);
+    bench.session.subscribed(7, &[0x80; 8], 0);
+    bench.session.subscribed(1, &[1, 0x87, 1, 1, 1, 1, 1, 1], 0);
+    bench.session.subscribed(1, &[0x80; 8], 0);
+    bench.session.unasked(7, 0);
+    assert_eq!(refused(&bench), ["f09/#"]);
+    assert_eq!(bench.session.oldest_asked(), Some(0));
+    bench.time(ANSWER_TIMEOUT_MS);
+    assert_eq!(refused(&bench), [&names[..8], &["f09/#".to_owned()]].concat());
 }

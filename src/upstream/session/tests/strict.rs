@@ -93,7 +93,7 @@ fn converse(bench: &mut Bench, policy: &Denied, played: &mut StrictEnd, id: &mut
                 return true;
             }
             played.filters.extend(packet.iter().cloned());
-            let actions = bench.session.subscribed(&vec![1; packet.len()], *now);
+            let actions = bench.subscribed(&vec![1; packet.len()], *now);
             bench.perform(actions);
         }
         let mut packet_id = first;
