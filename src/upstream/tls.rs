@@ -225,8 +225,9 @@ impl ServerCertVerifier for Pinned {
 
 /// The likely reason why an upstream does not answer as expected, which fits what has worked there before.
 pub(super) fn hint(scheme: Scheme, why: &Broken, past: Past) -> Option<&'static str> {
-    use Broken::{Closed, Garbled, NotBegun, OtherThan};
+    use Broken::{Closed, Garbled, NotBegun, OtherThan, Unresolved};
     match (scheme, why) {
+        (_, Unresolved(_)) => Some(RESOLVE),
         (_, NotBegun(..) | OtherThan(..)) if past.has_begun => Some(WORKED),
         (_, Garbled) if past.has_worked => Some(WORKED),
         _ if past.has_worked => None,
@@ -246,6 +247,10 @@ pub(super) fn hint(scheme: Scheme, why: &Broken, past: Past) -> Option<&'static 
         _ => None,
     }
 }
+
+/// The hint where a name leads to no address. A name that never worked may be wrong, and a resolver that has worked may not.
+const RESOLVE: &str = "is the name right, and does this machine reach a name server? `getent hosts NAME`, `resolvectl status` and \
+                       /etc/resolv.conf tell; an IP address in addresses needs none";
 
 /// The hint where it has been different.
 const WORKED: &str = "this has worked before: is it being restarted, or is a balancer without a server in front of it?";

@@ -252,6 +252,9 @@ pub enum Broken {
     /// What only a person can change, here or at the upstream, such as a certificate that is not trusted.
     #[error("{0}")]
     Lasting(String),
+    /// The name of its address, or of the proxy's, could not be resolved.
+    #[error("{0}")]
+    Unresolved(String),
     /// Its certificate is not valid yet, or this machine's clock is behind.
     #[error("{0}")]
     NotYetValid(String),
@@ -269,6 +272,7 @@ impl Broken {
         let named = |why: String| format!("{whom}: {why}");
         match self {
             Broken::Lasting(why) => Broken::Lasting(named(why)),
+            Broken::Unresolved(why) => Broken::Unresolved(named(why)),
             Broken::NotBegun(step, why) => Broken::NotBegun(step, named(why)),
             Broken::OtherThan(step, why) => Broken::OtherThan(step, named(why)),
             other => Broken::Failed(named(other.to_string())),

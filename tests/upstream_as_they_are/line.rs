@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::played::{Played, Say};
-use crate::support::{Gateway, Mosquitto, Setup, free_port, wait_until};
+use crate::support::{Gateway, Mosquitto, Setup, free_port, http, wait_until};
 use crate::{drained, ledger, publish, start, upstream};
 
 #[test]
@@ -317,4 +317,17 @@ fn a_refusal_after_tls_is_not_taken_for_a_port_without_it() {
     let (gateway, http) = start(&upstream(port, &trusted).replace("mqtt://", "mqtts://"));
     publish(&gateway, "a", &["1"], false);
     wait_until("it is there", || ledger(http)["acked"] == 1);
+}
+
+#[test]
+fn a_name_that_is_not_resolved_is_called_that_and_not_a_timeout_of_the_upstream() {
+    // the top-level domain is reserved for names that do not exist [RFC 6761 section 6.4]; there may be no name server here
+    let config = upstream(1, "connect_timeout = \"2 s\"").replace("127.0.0.1:1", "hub.invalid:1883");
+    let (gateway, port) = start(&config);
+    let line = gateway.wait_for_line("the name hub.invalid cannot be resolved: ");
+    assert!(line.contains("does this machine reach a name server") && !line.contains("connect_timeout"), "{line}");
+    wait_until("it is shown", || {
+        let shown = http::get(port, "/api/v1/upstreams").json()[0]["last_error"].to_string();
+        shown.contains("cannot be resolved") && shown.contains("getent hosts")
+    });
 }

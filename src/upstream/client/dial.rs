@@ -1,6 +1,7 @@
 //! Connects to a host name. Its addresses are raced [RFC 8305], so that a dead one costs only a moment.
 
 use std::collections::VecDeque;
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -8,10 +9,15 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
+
+use crate::upstream::tls;
+use crate::upstream::wire::Broken;
 
 /// How long an attempt may take before the next one begins as well [RFC 8305 section 5].
 const HEAD_START: Duration = Duration::from_millis(250);
+/// The part of the time for a connection that looking up the name may take.
+const RESOLVING: f32 = 0.75;
 /// The number of addresses of a name that are tried.
 const MOST: usize = 16;
 
@@ -34,22 +40,35 @@ pub(super) async fn dial(
     port: u16,
     has_small_segments: bool,
     order: PeerOrder<'_>,
-) -> io::Result<(TcpStream, Vec<IpAddr>)> {
-    let found = addresses(host, port, order).await?;
+    patience: Duration,
+) -> Result<(TcpStream, Vec<IpAddr>), Broken> {
+    let found = resolved(host, lookup_host((host, port)), patience).await?;
+    let found = ordered(found, order);
     if found.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address")));
+        return Err(Broken::Unresolved(format!("{host} has no address")));
     }
     let all = found.iter().map(SocketAddr::ip).collect();
-    race(found, has_small_segments).await.map(|tcp| (tcp, all))
+    race(found, has_small_segments).await.map(|tcp| (tcp, all)).map_err(|error| tls::broken_io(&error))
+}
+
+/// The result of looking up a name. A resolver that gets no answer takes longer than a connection may, so less than that is
+/// waited for, because otherwise the upstream would be blamed.
+async fn resolved<T>(host: &str, lookup: impl Future<Output = io::Result<T>>, patience: Duration) -> Result<T, Broken> {
+    let why = match timeout(patience.mul_f32(RESOLVING), lookup).await {
+        Ok(Ok(found)) => return Ok(found),
+        Ok(Err(error)) => {
+            let why = error.to_string();
+            why.strip_prefix("failed to lookup address information: ").unwrap_or(&why).to_owned()
+        }
+        Err(_) => "no name server answers".into(),
+    };
+    Err(Broken::Unresolved(format!("the name {host} cannot be resolved: {why}")))
 }
 
 /// Whether a name has other addresses than these.
 pub(super) async fn has_others(host: &str, port: u16, except: &[IpAddr]) -> bool {
-    addresses(host, port, PeerOrder { except, last: &[] }).await.is_ok_and(|found| !found.is_empty())
-}
-
-async fn addresses(host: &str, port: u16, order: PeerOrder<'_>) -> io::Result<VecDeque<SocketAddr>> {
-    Ok(ordered(lookup_host((host, port)).await?, order))
+    let found = lookup_host((host, port)).await;
+    found.is_ok_and(|found| !ordered(found, PeerOrder { except, last: &[] }).is_empty())
 }
 
 /// The addresses to try, of those that were found.
@@ -109,6 +128,21 @@ mod tests {
 
     fn address(text: &str) -> SocketAddr {
         text.parse().unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_that_is_not_resolved_is_named_and_not_called_a_timeout_of_the_upstream() {
+        let patience = Duration::from_secs(30);
+        let begin = tokio::time::Instant::now();
+        let silent = std::future::pending::<io::Result<()>>();
+        let why = "the name hub.example cannot be resolved: no name server answers";
+        assert_eq!(resolved("hub.example", silent, patience).await, Err(Broken::Unresolved(why.into())));
+        assert!(begin.elapsed() < patience, "before the time for the connection is over");
+        let said = "failed to lookup address information: Temporary failure in name resolution";
+        let failed = async { Err::<(), _>(io::Error::other(said)) };
+        let why = "the name hub.example cannot be resolved: Temporary failure in name resolution";
+        assert_eq!(resolved("hub.example", failed, patience).await, Err(Broken::Unresolved(why.into())));
+        assert_eq!(resolved("hub.example", async { Ok(7) }, patience).await, Ok(7));
     }
 
     #[test]

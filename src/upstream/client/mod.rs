@@ -338,15 +338,16 @@ async fn open(
     let secure = if address.scheme.is_tls() { Some(Secure::prepare(settings, address).await?) } else { None };
     let mut tcp = match &settings.proxy {
         None => {
-            let dialled = dial::dial(&address.host, address.port, has_small_segments, order).await;
-            let (tcp, all) = dialled.map_err(failed)?;
+            let patience = settings.connect_timeout;
+            let (tcp, all) = dial::dial(&address.host, address.port, has_small_segments, order, patience).await?;
             let ends = tcp.peer_addr().and_then(|peer| Ok((peer, tcp.local_addr()?)));
             *reached = ends.ok().map(|(peer, local)| ReachedPeer { peer, local: local.ip(), all });
             tcp
         }
         Some(proxy) => {
-            let dialled = dial::dial(&proxy.host, proxy.port, has_small_segments, PeerOrder::default()).await;
-            dialled.map_err(|error| tls::broken_io(&error).of(format_args!("proxy {proxy}")))?.0
+            let (patience, order) = (settings.connect_timeout, PeerOrder::default());
+            let dialled = dial::dial(&proxy.host, proxy.port, has_small_segments, order, patience).await;
+            dialled.map_err(|why| why.of(format_args!("proxy {proxy}")))?.0
         }
     };
     // data that belongs together is written together already

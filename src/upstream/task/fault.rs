@@ -36,6 +36,9 @@ impl<C: UpstreamClient> Upstream<C> {
             Broken::NotYetValid(_) => {
                 "see that this machine's clock is set over the network; messages wait, and it is tried again"
             }
+            Broken::Unresolved(_) => {
+                "see to the name resolution of this machine, or to the name in addresses; messages wait, and it is tried again"
+            }
             Broken::SentAway(_) => "it is tried again after a long pause, and messages wait",
             Broken::TakenOver => "give each gateway a client_id of its own; it is tried again, and messages wait",
             _ => UNTIL_IT_WORKS,

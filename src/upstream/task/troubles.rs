@@ -100,6 +100,8 @@ impl FailedAttempt<'_> {
             Broken::OtherThan(..) | Broken::Garbled => Nature::Lasting,
             Broken::NotYetValid(_) if self.is_clock_set => Nature::Lasting,
             Broken::NotYetValid(_) => Nature::Doubtful(TIMES_SLOW),
+            // while the machine starts, or its network changes, there is no name server for some minutes
+            Broken::Unresolved(_) => Nature::Doubtful(TIMES_SLOW),
             // an upstream that has worked is probably being restarted
             Broken::Closed if !self.past.has_worked => Nature::Doubtful(TIMES),
             Broken::NotBegun(..) if !self.past.has_begun => Nature::Doubtful(TIMES),
@@ -280,6 +282,12 @@ mod tests {
         let levels = logged(&mut Troubles::default(), false, false, &unset);
         assert_eq!(levels.iter().position(|level| *level == Warning), Some(9));
         assert!(!levels[10..].contains(&Warning) && !levels.contains(&Error));
+        let unresolved = vec![Broken::Unresolved("the name h cannot be resolved: no name server answers".into()); 12];
+        for worked in [false, true] {
+            let levels = logged(&mut Troubles::default(), worked, true, &unresolved);
+            assert_eq!(levels.iter().position(|level| *level == Warning), Some(9));
+            assert!(!levels.contains(&Error));
+        }
         // when the clock is set and it is still not valid, a person is needed
         let levels = logged(&mut Troubles::default(), false, true, &unset);
         assert_eq!(levels[0], Error);
