@@ -49,6 +49,8 @@ pub(crate) enum TraceEvent {
     Synced,
     /// The message was handed to the connection of an upstream.
     Sent,
+    /// The message waits on for an upstream in another place, for this reason, or has come back from there.
+    Held(&'static str),
     /// An upstream has settled the message, with this result.
     Settled(&'static str),
 }
@@ -61,7 +63,7 @@ impl TraceEvent {
             TraceEvent::Refused => "refused: a queue is full",
             TraceEvent::Synced => "synced",
             TraceEvent::Sent => "sent",
-            TraceEvent::Settled(how) => how,
+            TraceEvent::Held(how) | TraceEvent::Settled(how) => how,
         }
     }
 }
@@ -79,6 +81,8 @@ pub(crate) struct Trace {
     pub(crate) waits_for: usize,
     /// The position in the journal, if the message is kept there.
     pub(crate) position: Option<Position>,
+    /// The upstreams for which the journal has the message in another place, and these places.
+    pub(crate) moved: Vec<(String, Position)>,
     /// The events so far, oldest first.
     pub(crate) steps: Vec<Step>,
 }
@@ -88,9 +92,15 @@ impl Trace {
         self.position.is_none() || self.steps.iter().any(|step| step.what == TraceEvent::Synced)
     }
 
+    /// Where the journal has the message for this upstream.
+    fn place(&self, upstream: &str) -> Option<Position> {
+        let moved = self.moved.iter().find(|(name, _)| name == upstream);
+        moved.map(|(_, position)| *position).or(self.position)
+    }
+
     fn step(&mut self, boot_ms: u64, what: TraceEvent, upstream: Option<&str>) {
         // an upstream gets only messages that are on disk, whichever is recorded first
-        if matches!(what, TraceEvent::Sent | TraceEvent::Settled(_)) && !self.is_synced() {
+        if matches!(what, TraceEvent::Sent | TraceEvent::Held(_) | TraceEvent::Settled(_)) && !self.is_synced() {
             self.step(boot_ms, TraceEvent::Synced, None);
         }
         if self.steps.len() < STEPS {
@@ -175,11 +185,23 @@ impl Traces {
     /// Records an event at an upstream for the message at this position.
     pub(crate) fn at(&self, position: Position, what: TraceEvent, upstream: &str, now: u64) {
         let mut all = self.all.lock();
-        if let Some(trace) = all.iter_mut().find(|trace| trace.position == Some(position)) {
+        if let Some(trace) = all.iter_mut().find(|trace| trace.place(upstream) == Some(position)) {
             trace.step(now, what, Some(upstream));
             if matches!(what, TraceEvent::Settled(_)) {
                 trace.waits_for = trace.waits_for.saturating_sub(1);
             }
+        }
+    }
+
+    /// Records that the journal has the message of one place for an upstream in another place now, and why if that tells
+    /// something.
+    pub(crate) fn moved(&self, (from, to): (Position, Position), why: Option<&'static str>, upstream: &str, now: u64) {
+        let mut all = self.all.lock();
+        let Some(trace) = all.iter_mut().find(|trace| trace.place(upstream) == Some(from)) else { return };
+        trace.moved.retain(|(name, _)| name != upstream);
+        trace.moved.push((upstream.to_owned(), to));
+        if let Some(why) = why {
+            trace.step(now, TraceEvent::Held(why), Some(upstream));
         }
     }
 
@@ -268,6 +290,35 @@ mod tests {
         assert_eq!(steps, [(7, "accepted"), (9, "synced"), (9, "sent"), (10, "acknowledged")]);
         assert_eq!((trace.topic.as_deref(), trace.waits_for), (Some("a"), 1));
         assert!(traces.get(&id, 5 + LIFE_MS).is_none() && !traces.is_active(|| 5 + LIFE_MS));
+    }
+
+    #[test]
+    fn a_message_is_followed_where_it_is_moved_to() {
+        let traces = Traces::default();
+        let id = traces.begin(0).unwrap();
+        traces.accepted(message(&id).view(), Ok(Some(Position(1))), 2, 1);
+        traces.moved((Position(1), Position(5)), Some("held: why"), "home", 2);
+        traces.moved((Position(5), Position(6)), None, "home", 3);
+        // another upstream has it in the old place, and there this one has it no more
+        traces.at(Position(1), TraceEvent::Settled("acknowledged"), "cloud", 4);
+        traces.at(Position(1), TraceEvent::Sent, "home", 4);
+        traces.moved((Position(1), Position(7)), Some("not this one"), "home", 4);
+        assert_eq!(traces.get(&id, 4).unwrap().waits_for, 1, "it is held");
+        traces.moved((Position(6), Position(9)), Some("back"), "home", 5);
+        traces.at(Position(9), TraceEvent::Sent, "home", 6);
+        traces.at(Position(9), TraceEvent::Settled("acknowledged"), "home", 7);
+        let trace = traces.get(&id, 7).unwrap();
+        let steps: Vec<_> = trace.steps.iter().map(|step| (step.boot_ms, step.what.name())).collect();
+        let expected = [
+            (1, "accepted"),
+            (2, "synced"),
+            (2, "held: why"),
+            (4, "acknowledged"),
+            (5, "back"),
+            (6, "sent"),
+            (7, "acknowledged"),
+        ];
+        assert_eq!((steps, trace.waits_for), (expected.to_vec(), 0));
     }
 
     #[test]

@@ -54,6 +54,16 @@ impl InboxDoor {
         }
     }
 
+    /// Records that the journal has a traced message in another place now, and why if that tells something.
+    pub(super) fn trace_move(&self, places: (Position, Position), why: Option<&'static str>, upstream: &str) {
+        match self {
+            InboxDoor::Ingress(ingress) if self.is_tracing() => {
+                ingress.traces().moved(places, why, upstream, ingress.clock().boot_ms());
+            }
+            _ => {}
+        }
+    }
+
     pub(super) fn set_filters(&self, consumer: ConsumerId, origin: Origin, filters: Vec<TopicFilter>) {
         match self {
             InboxDoor::Ingress(ingress) => ingress.set_upstream_filters(consumer, origin, filters),

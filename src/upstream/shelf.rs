@@ -15,7 +15,7 @@ use std::future::pending;
 use tracing::{info, warn};
 
 use crate::access::owner::{SHELF, denied_consumer, shelf_consumer};
-use crate::journal::{Backlog, ConsumerId, Delivery, Full, Journal, Limits, Outcome, Reader, WhenFull};
+use crate::journal::{Backlog, ConsumerId, Delivery, Full, Journal, Limits, Outcome, Position, Reader, WhenFull};
 use crate::message::{Message, TopicFilter};
 
 /// The number of messages that are looked at before other work gets a turn.
@@ -40,6 +40,16 @@ pub(super) struct Shelf {
     /// Whether the last look has seen everything.
     is_done: bool,
     is_said: bool,
+    /// What was moved since this was last taken.
+    moves: Vec<ShelfMove>,
+}
+
+/// A message that was moved, from one place in the journal to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ShelfMove {
+    pub(super) places: (Position, Position),
+    /// Whether it has left the shelf.
+    pub(super) is_back: bool,
 }
 
 /// A look through the shelf.
@@ -58,18 +68,17 @@ struct ShelfLook {
 }
 
 impl ShelfLook {
-    /// Moves a message to the end of this consumer's. Returns whether the journal has taken it.
-    fn move_to(&mut self, journal: &Journal, delivery: &Delivery, to: ConsumerId) -> bool {
-        let is_there = journal.append(&delivery.message, &[to]).is_ok();
-        if is_there {
-            self.reader.settle_as(delivery.position, Outcome::Moved);
-        }
-        is_there
+    /// Moves a message to the end of this consumer's, and returns both places if the journal has taken it.
+    fn move_to(&mut self, journal: &Journal, delivery: &Delivery, to: ConsumerId) -> Option<(Position, Position)> {
+        let there = journal.append(&delivery.message, &[to]).ok()?;
+        self.reader.settle_as(delivery.position, Outcome::Moved);
+        Some((delivery.position, there))
     }
 
     /// Moves the oldest held message to the end of the shelf.
-    fn move_held(&mut self, journal: &Journal, shelf: ConsumerId) -> bool {
-        self.held.pop_front().is_some_and(|oldest| self.move_to(journal, &oldest, shelf))
+    fn move_held(&mut self, journal: &Journal, shelf: ConsumerId) -> Option<ShelfMove> {
+        let oldest = self.held.pop_front()?;
+        self.move_to(journal, &oldest, shelf).map(|places| ShelfMove { places, is_back: false })
     }
 }
 
@@ -88,8 +97,8 @@ impl Shelf {
     fn named(journal: &Journal, upstream: &str, consumer: String, limits: Limits) -> Shelf {
         let (journal, upstream) = (journal.clone(), upstream.to_owned());
         let is_known = journal.consumers().iter().any(|(known, ..)| **known == *consumer);
-        let mut shelf =
-            Shelf { journal, upstream, consumer, limits, id: None, look: None, is_done: false, is_said: false };
+        let (id, look, moves) = (None, None, Vec::new());
+        let mut shelf = Shelf { journal, upstream, consumer, limits, id, look, is_done: false, is_said: false, moves };
         if is_known {
             shelf.register();
         }
@@ -108,15 +117,20 @@ impl Shelf {
         format!("{PREFIX}{}\0", self.upstream)
     }
 
-    /// Puts a message onto the shelf.
-    pub(super) fn put(&mut self, message: &Message) -> Result<(), Full> {
+    /// Puts a message onto the shelf, and returns its place in the journal.
+    pub(super) fn put(&mut self, message: &Message) -> Result<Position, Full> {
         let id = self.register();
-        self.journal.append(message, &[id]).map(drop)
+        self.journal.append(message, &[id])
+    }
+
+    /// What was moved since the last call.
+    pub(super) fn take_moves(&mut self) -> Vec<ShelfMove> {
+        std::mem::take(&mut self.moves)
     }
 
     /// Puts a message onto the shelf that fits no rule any more.
-    pub(super) fn put_unmeant(&mut self, message: &Message) -> Result<(), Full> {
-        self.put(message)?;
+    pub(super) fn put_unmeant(&mut self, message: &Message) -> Result<Position, Full> {
+        let place = self.put(message)?;
         if !std::mem::replace(&mut self.is_said, true) {
             // what was looked through before does not contain it
             let _ = self.journal.keep(&self.record(), None, false);
@@ -129,7 +143,7 @@ impl Shelf {
                 self.upstream
             );
         }
-        Ok(())
+        Ok(place)
     }
 
     /// What lies on the shelf.
@@ -199,12 +213,14 @@ impl Shelf {
                     continue;
                 }
                 look.is_turning = true;
-                if !look.move_held(&self.journal, shelf) {
+                let Some(moved) = look.move_held(&self.journal, shelf) else {
                     self.look = None;
                     return false;
-                }
-            } else if look.move_to(&self.journal, &delivery, to) {
+                };
+                self.moves.push(moved);
+            } else if let Some(places) = look.move_to(&self.journal, &delivery, to) {
                 look.moved += 1;
+                self.moves.push(ShelfMove { places, is_back: true });
             } else {
                 // it stays here until the next connection
                 self.look = None;
@@ -217,7 +233,10 @@ impl Shelf {
     fn ended(&mut self) {
         let Some(mut look) = self.look.take() else { return };
         self.is_done = true;
-        while look.is_turning && !look.held.is_empty() && self.id.is_some_and(|id| look.move_held(&self.journal, id)) {}
+        while let Some(id) = self.id.filter(|_| look.is_turning && !look.held.is_empty()) {
+            let Some(moved) = look.move_held(&self.journal, id) else { break };
+            self.moves.push(moved);
+        }
         let Some(filters) = look.filters else { return };
         // if this cannot be written, the shelf is looked through once more
         let _ = self.journal.keep(&self.record(), Some(filters.as_bytes()), false);

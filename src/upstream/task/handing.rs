@@ -39,7 +39,11 @@ impl<C: UpstreamClient> Upstream<C> {
                 return Some(self.look_for_tried());
             };
             let is_current = message.view().retain() && self.door.is_current(&message);
-            let position = next.as_ref().filter(|_| is_traced).map(|(_, delivery)| delivery.position);
+            let position = match &next {
+                _ if !is_traced => None,
+                Some((_, delivery)) => Some(delivery.position),
+                None => self.session.waiting_position(now),
+            };
             let actions = match next {
                 Some((turn, delivery)) => self.session.delivery(turn, delivery, is_current, now),
                 None if was_put_off => self.session.send_due(is_current, now),
@@ -66,10 +70,10 @@ impl<C: UpstreamClient> Upstream<C> {
         let Some(message) = self.session.moving(lane, position) else { return true };
         // without room it stays where it is, and the next acknowledgement tries again
         let moved = self.journal.append(&message, &[self.consumers.id(lane)]).ok();
-        if moved.is_some() {
+        if let Some(place) = moved {
             // after a crash in between both are there, because the outcome is written later
             self.readers.settle(lane, position, Outcome::Moved);
-            self.door.trace(position, TraceEvent::Settled("put off: it is sent later"), &self.name);
+            self.door.trace_move((position, place), Some("put off: it is sent later"), &self.name);
         }
         let actions = self.session.moved(lane, position, moved);
         self.perform(actions)

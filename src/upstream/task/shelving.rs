@@ -6,6 +6,7 @@ use crate::exchange::trace::TraceEvent;
 use crate::journal::{Outcome, Position};
 use crate::upstream::lanes::Lane;
 use crate::upstream::rule::UpstreamRules;
+use crate::upstream::shelf::ShelfMove;
 use crate::upstream::wire::{Role, UpstreamClient};
 
 impl<C: UpstreamClient> Upstream<C> {
@@ -13,9 +14,9 @@ impl<C: UpstreamClient> Upstream<C> {
     pub(super) fn shelve(&mut self, lane: Lane, position: Position) {
         let Some(message) = self.session.unmeant(lane, position) else { return };
         // after a crash in between both are there, because the outcome is written later
-        if self.shelf.put_unmeant(&message).is_ok() {
+        if let Ok(place) = self.shelf.put_unmeant(&message) {
             self.readers.settle(lane, position, Outcome::Moved);
-            self.door.trace(position, TraceEvent::Settled("kept: no rule matches it"), &self.name);
+            self.door.trace_move((position, place), Some("held: no rule matches it any more"), &self.name);
         } else {
             let outcome = self.session.drop_unmeant(&message);
             self.readers.settle(lane, position, outcome.in_journal());
@@ -26,16 +27,17 @@ impl<C: UpstreamClient> Upstream<C> {
     /// Puts a message aside because of its topic.
     pub(super) fn put_aside(&mut self, lane: Lane, position: Position) {
         let Some(message) = self.session.unmeant(lane, position) else { return };
-        let is_put = self.denied.put(&message).is_ok();
-        if is_put {
+        let place = self.denied.put(&message).ok();
+        if let Some(place) = place {
             self.readers.settle(lane, position, Outcome::Moved);
-            self.door.trace(position, TraceEvent::Settled("put off: the upstream does not take its topic"), &self.name);
+            let why = "held: the upstream closes the connection at messages on its topic";
+            self.door.trace_move((position, place), Some(why), &self.name);
         } else {
             let outcome = self.session.drop_denied(&message);
             self.readers.settle(lane, position, outcome.in_journal());
             self.door.trace(position, TraceEvent::Settled(outcome.shown()), &self.name);
         }
-        if is_put && !self.session.is_denied(message.view().topic()) {
+        if place.is_some() && !self.session.is_denied(message.view().topic()) {
             self.look_at_denied();
         }
     }
@@ -77,6 +79,8 @@ impl<C: UpstreamClient> Upstream<C> {
         let to = self.consumers.id(self.lanes.for_old());
         let session = &mut self.session;
         let more = self.denied.take_back(|topic| session.takes_back(topic), to);
+        let moves = self.denied.take_moves();
+        self.trace_moves(moves, "taken up again: its topic is tried");
         if self.denied.is_done() {
             self.wants_denied = false;
             self.session.took_back();
@@ -94,6 +98,19 @@ impl<C: UpstreamClient> Upstream<C> {
     fn take_from_shelf(&mut self) -> bool {
         let to = self.consumers.id(self.lanes.for_old());
         let session = &self.session;
-        self.shelf.take_back(|topic| session.is_meant(topic), to)
+        let more = self.shelf.take_back(|topic| session.is_meant(topic), to);
+        let moves = self.shelf.take_moves();
+        self.trace_moves(moves, "taken up again: a rule matches it");
+        more
+    }
+
+    /// Follows traced messages to where they were moved.
+    fn trace_moves(&self, moves: Vec<ShelfMove>, why: &'static str) {
+        if !self.door.is_tracing() {
+            return;
+        }
+        for ShelfMove { places, is_back } in moves {
+            self.door.trace_move(places, is_back.then_some(why), &self.name);
+        }
     }
 }

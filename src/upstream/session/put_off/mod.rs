@@ -137,6 +137,12 @@ impl UpstreamSession {
         self.in_flight[at].source.as_ref().map(|source| &source.message)
     }
 
+    /// Where the journal has the message of [`UpstreamSession::due`], or that of [`UpstreamSession::held`].
+    pub(crate) fn waiting_position(&mut self, now: u64) -> Option<Position> {
+        let at = self.due_at(now).or_else(|| self.next_held())?;
+        self.in_flight[at].source.as_ref().map(|source| source.position)
+    }
+
     /// Sends the message of [`UpstreamSession::due`]; `is_current` as for [`UpstreamSession::delivery`].
     pub(crate) fn send_due(&mut self, is_current: bool, now: u64) -> Vec<SessionAction> {
         let mut actions = Vec::new();
