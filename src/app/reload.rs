@@ -111,7 +111,7 @@ impl Reloadable {
                 let mut new = loaded.settings;
                 identity::apply(&mut new, &self.settings.gateway.data_dir);
                 self.users.read_again(&mut new).await;
-                self.apply(&new).await;
+                self.apply(&new, true).await;
                 self.changes.ports.send_modify(|asked| *asked += 1);
                 info!("configuration reloaded");
             }
@@ -130,7 +130,7 @@ impl Reloadable {
     pub(crate) async fn apply_users(&mut self, removed: Option<&str>) {
         let mut new = self.settings.clone();
         new.broker.access.users = self.users.lists().in_force();
-        self.apply(&new).await;
+        self.apply(&new, false).await;
         // a listener or the configuration may have a user of the same name
         if let Some(name) =
             removed.filter(|name| self.settings.broker.access.all_users().all(|user| user.name != *name))
@@ -152,7 +152,8 @@ impl Reloadable {
         self.former.finish().await;
     }
 
-    async fn apply(&mut self, new: &Settings) {
+    /// Applies settings. `asks_again` tells that upstreams ask again for what they were refused.
+    async fn apply(&mut self, new: &Settings, asks_again: bool) {
         let mut plan = Reload::plan(&self.settings, new);
         let lists = self.users.lists();
         judge_again(&mut plan.settings.broker.access, &self.lists.made, &lists.made);
@@ -178,7 +179,8 @@ impl Reloadable {
                 if differs {
                     *known = Arc::new(upstream.clone());
                 }
-                differs
+                // also one that is the same asks again for what was refused
+                differs || asks_again
             });
         }
         for (what, names) in [

@@ -99,6 +99,11 @@ impl Approach {
         self.known.clear();
     }
 
+    /// Offers the whole will again, because of a reload.
+    pub(crate) fn forgive_wills(&mut self) {
+        self.known.iter_mut().for_each(|known| (known.will_until, known.trial) = (0, None));
+    }
+
     /// Records that this address asks to be left alone, and returns how many times in a row it has.
     pub(crate) fn sent_away(&mut self, address: usize) -> u32 {
         let known = self.at(address);

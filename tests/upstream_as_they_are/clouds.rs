@@ -3,10 +3,12 @@
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
@@ -150,6 +152,44 @@ fn answers_to_subscriptions_are_told_by_their_packet_ids() {
         let count = |text: &str| gateway.log().iter().filter(|line| line.contains(text)).count();
         assert_eq!((count("refuses the subscription"), count("a packet id that no subscription has")), (1, 1));
     }
+}
+
+#[test]
+fn a_refused_retain_flag_is_remembered_over_connections_and_a_reload_asks_again() {
+    let (allowed, flags, ended) =
+        (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)), AtomicBool::new(false));
+    let (is_allowed, count) = (allowed.clone(), flags.clone());
+    let played = Played::new(move |heard| match heard.publish() {
+        Some(message) if message.retain && !is_allowed.load(Ordering::Relaxed) => {
+            count.fetch_add(1, Ordering::Relaxed);
+            Say::Instead(packet(0x40, &[&message.id.to_be_bytes(), &[0x9a, 0]]))
+        }
+        Some(message) if message.text() == "end" && !ended.swap(true, Ordering::Relaxed) => Say::Close,
+        _ => Say::Usual,
+    });
+    let (gateway, port) = start(&upstream(played.port, "protocol = 5\nstatus_topic = \"status\""));
+    wait_until("the status", || played.log().messages.iter().any(|message| message.topic == "status"));
+    publish(&gateway, "a", &["1"], true);
+    publish(&gateway, "b", &["end"], false);
+    publish(&gateway, "c", &["2"], true);
+    played.wait_for(&["1", "end", "2"]);
+    assert_eq!((drained(port), played.log().connections.len()), (0, 2));
+    assert_eq!(flags.load(Ordering::Relaxed), 1, "only the status had it");
+    assert!(played.log().messages.iter().all(|message| !message.retain));
+    let said = |text: &str| gateway.log().iter().filter(|line| line.contains(text)).count();
+    assert_eq!(said("does not take the retain flag"), 1);
+    allowed.store(true, Ordering::Relaxed);
+    gateway.signal(Signal::HUP);
+    gateway.wait_for_line("takes the retain flag again");
+    // the status, and what went without the flag
+    wait_until("all that is retained", || {
+        let log = played.log();
+        let mut retained: Vec<_> =
+            log.messages.iter().filter(|message| message.retain).map(|message| &*message.topic).collect();
+        retained.sort_unstable();
+        retained == ["loft/a", "loft/c", "status"]
+    });
+    assert_eq!(played.log().connections.len(), 2);
 }
 
 /// The configuration with the pauses that hold without settings.

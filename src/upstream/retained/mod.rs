@@ -178,6 +178,13 @@ impl Passes {
         self.is_due = now >= self.not_before && self.is_wanted(losses);
     }
 
+    /// Wants a pass, because what was sent before had no retain flag.
+    pub(crate) fn begin_anew(&mut self) {
+        self.noted = None;
+        self.incomplete.insert(self.address);
+        self.not_before = self.rests_until;
+    }
+
     fn is_wanted(&self, losses: u64) -> bool {
         Some(losses) != self.noted || self.incomplete.contains(&self.address)
     }

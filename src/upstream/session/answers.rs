@@ -49,12 +49,19 @@ impl UpstreamSession {
         }
         if message.is_status {
             message.outcome = Some(LedgerOutcome::Acked);
-            self.status_refused(refused.then_some(reason));
+            let had_flag = message.retain;
+            self.status_refused(refused.then_some(reason), now);
+            if had_flag && !refused {
+                self.retain_is_taken();
+            }
             self.status_answered(now, &mut actions);
+            if had_flag && reason == RETAIN_NOT_SUPPORTED {
+                self.say_status_again(now, &mut actions);
+            }
             self.settle(&mut actions);
         } else if reason == RETAIN_NOT_SUPPORTED && message.retain && message.source.is_some() {
             self.hold_again(at);
-            self.refuse_retain("reason code 0x9A");
+            self.refuse_retain("reason code 0x9A", now);
         } else if TRANSIENT.contains(&reason) {
             message.again = true;
             let (is_exact, packet_id) = (message.is_exact, message.packet_id);
@@ -74,6 +81,10 @@ impl UpstreamSession {
             let message = &mut self.in_flight[at];
             self.got_through |= !refused;
             self.put_off.trial.others_arrive(!refused);
+            if message.retain && !refused {
+                self.retain_is_taken();
+            }
+            let message = &mut self.in_flight[at];
             let copy = message.gone_to.filter(|_| !refused);
             let outcome = if refused { LedgerOutcome::Dropped(DropReason::Refused) } else { LedgerOutcome::Acked };
             message.outcome = Some(outcome);
@@ -97,14 +108,18 @@ impl UpstreamSession {
     /// Whether a message was acknowledged without its retain flag and must be sent again with it: see [`suspect`].
     fn proves_flag(&mut self, at: usize, now: u64) -> bool {
         let message = &self.in_flight[at];
-        let Some(source) = &message.source else { return false };
+        if message.source.is_none() {
+            return false;
+        }
         if message.is_exact {
             self.suspicion.arrived_exactly();
+            self.exact_is_taken();
         }
+        let Some(source) = &self.in_flight[at].source else { return false };
         let topic = || hash(source.message.view().topic());
         if self.suspicion.acked((source.lane, source.position), topic, now) {
             if self.suspicion.doubts_exact() {
-                self.refuse_exact("it closes the connection when it gets it");
+                self.refuse_exact("it closes the connection when it gets it", now);
             }
             return false;
         }

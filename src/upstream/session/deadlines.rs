@@ -41,7 +41,9 @@ impl UpstreamSession {
         let opening = self.opening.deadline();
         let passed = self.holds_up().map(|(_, due)| due).filter(|_| self.link.is_some());
         let put_off = self.put_off_deadline().filter(|_| self.link.is_some());
-        [self.answer_deadline(), pause, opening, self.throttle.deadline(), passed, put_off].into_iter().flatten().min()
+        let again = [self.refusal_deadline(), self.status_deadline()];
+        let all = [self.answer_deadline(), pause, opening, self.throttle.deadline(), passed, put_off];
+        all.into_iter().chain(again).flatten().min()
     }
 
     /// Tells the session that the time is `now`.
@@ -54,6 +56,8 @@ impl UpstreamSession {
         self.denied.time(now);
         let mut actions = Vec::new();
         self.opening_time(now, &mut actions);
+        self.refusal_time(now, &mut actions);
+        self.status_time(now, &mut actions);
         if self.link.is_some() {
             self.pass_over(now, &mut actions);
         }

@@ -94,7 +94,6 @@ impl UpstreamSession {
         self.learned.forget();
         self.try_denied();
         self.forget_granted();
-        (self.retain_refused, self.exact_refused) = (false, false);
         let mut actions = Vec::new();
         if self.link.is_some() {
             let gone = before.iter().filter(|(filter, _)| wanted.iter().all(|(kept, _)| kept != filter));
@@ -105,9 +104,10 @@ impl UpstreamSession {
             let new = wanted.into_iter().filter(|new| !before.contains(new)).collect();
             self.subscribe(new, now, &mut actions);
             if lacks_status {
-                self.say_status(now, &mut actions);
+                self.say_status_again(now, &mut actions);
             }
         }
+        self.lift_refusals(now, &mut actions);
         actions
     }
 

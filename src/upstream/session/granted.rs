@@ -42,13 +42,13 @@ impl UpstreamSession {
     }
 
     /// Reports that the upstream refuses the status with this reason code, once, or that it does not any more.
-    pub(super) fn status_refused(&mut self, reason: Option<u8>) {
+    pub(super) fn status_refused(&mut self, reason: Option<u8>, now: u64) {
         if std::mem::replace(&mut self.status_refusal, reason) == reason {
             return;
         }
         let (upstream, topic) = (&self.name, self.status_topic.as_deref().unwrap_or_default());
         match reason {
-            Some(RETAIN_NOT_SUPPORTED) => self.refuse_retain("reason code 0x9A, for the status"),
+            Some(RETAIN_NOT_SUPPORTED) => self.refuse_retain("reason code 0x9A, for the status", now),
             Some(reason) => warn!(
                 upstream,
                 topic,

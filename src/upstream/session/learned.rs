@@ -1,8 +1,9 @@
 //! What one address of an upstream has taught says nothing about the others, which may be other brokers.
 //! A connection that has taught something is worth another one soon.
 
-use super::UpstreamSession;
 use super::opening::SessionOpening;
+use super::refusals::RememberedRefusal;
+use super::{SessionAction, UpstreamSession};
 
 /// What is known of the addresses that are not in use.
 #[derive(Debug, Default)]
@@ -10,6 +11,10 @@ pub(super) struct Learned {
     /// The index of the address in use.
     address: usize,
     others: Vec<(usize, LearnedThere)>,
+    /// The address of the last connection that was accepted.
+    last: Option<usize>,
+    /// When the status is said again because that address has changed.
+    status_due: Option<u64>,
     /// Whether the last connection has taught something, which the next one does better.
     pub(super) is_news: bool,
 }
@@ -17,8 +22,8 @@ pub(super) struct Learned {
 /// What one address has taught.
 #[derive(Debug, Default)]
 struct LearnedThere {
-    retain_refused: bool,
-    exact_refused: bool,
+    retain_refused: RememberedRefusal,
+    exact_refused: RememberedRefusal,
     opening: SessionOpening,
 }
 
@@ -26,6 +31,14 @@ impl Learned {
     /// Forgets the other addresses, because rules or settings have changed.
     pub(super) fn forget(&mut self) {
         self.others.clear();
+    }
+
+    /// Handles a new connection. If the addresses lead to one cluster, the node from before may still publish the will when it
+    /// misses us, which is after one and a half times the keep alive [MQTT-3.1.2-24]. So the status is said again after that.
+    pub(super) fn connected(&mut self, keep_alive_ms: u64, now: u64) {
+        if self.last.replace(self.address).is_some_and(|last| last != self.address) {
+            self.status_due = Some(now + 2 * keep_alive_ms);
+        }
     }
 }
 
@@ -46,5 +59,17 @@ impl UpstreamSession {
         };
         self.learned.others.push((before, there));
         self.try_denied();
+    }
+
+    /// When the status is said again on this connection.
+    pub(super) fn status_deadline(&self) -> Option<u64> {
+        self.learned.status_due.filter(|_| self.link.is_some())
+    }
+
+    /// Says the status again, once after a change of the address.
+    pub(super) fn status_time(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
+        if self.link.is_some() && self.learned.status_due.take_if(|due| *due <= now).is_some() {
+            self.say_status_again(now, actions);
+        }
     }
 }

@@ -47,6 +47,7 @@ mod own;
 mod put_off;
 mod quota;
 mod rate;
+mod refusals;
 mod sent;
 mod suspect;
 mod suspicion;
@@ -67,6 +68,7 @@ use self::own::NotAccepted;
 use self::put_off::PutOff;
 use self::quota::UpstreamQuota;
 use self::rate::Throttle;
+use self::refusals::RememberedRefusal;
 use self::sent::{SentFrom, SentMessage};
 use self::suspicion::Suspicion;
 use self::under_way::UnderWay;
@@ -112,6 +114,7 @@ pub(crate) struct UpstreamSession {
     announcer: Origin,
     rules: UpstreamRules,
     max_inflight: u16,
+    keep_alive_ms: u64,
     status_topic: Option<String>,
     link: Option<Link>,
     in_flight: VecDeque<SentMessage>,
@@ -130,9 +133,11 @@ pub(crate) struct UpstreamSession {
     granted: Granted,
     throttle: Throttle,
     /// Whether the upstream does not accept the retain flag.
-    retain_refused: bool,
+    retain_refused: RememberedRefusal,
+    /// Whether it takes the retain flag again, so that all retained messages are to be sent.
+    wants_retained: bool,
     /// Whether the upstream does not accept QoS 2.
-    exact_refused: bool,
+    exact_refused: RememberedRefusal,
     /// The reason code with which the status was refused.
     status_refusal: Option<u8>,
     /// Whether the upstream has acknowledged a message of the journal on this connection.
@@ -178,6 +183,7 @@ impl UpstreamSession {
             announcer: Origin::announcer(),
             rules,
             max_inflight: settings.max_inflight,
+            keep_alive_ms: settings.keep_alive.as_millis() as u64,
             status_topic: settings.status_topic.as_ref().map(|topic| topic.as_str().to_owned()),
             link: None,
             in_flight: VecDeque::new(),
@@ -193,8 +199,9 @@ impl UpstreamSession {
             learned: Learned::default(),
             granted: Granted::default(),
             throttle: Throttle::new(settings.rate),
-            retain_refused: false,
-            exact_refused: false,
+            retain_refused: RememberedRefusal::default(),
+            wants_retained: false,
+            exact_refused: RememberedRefusal::default(),
             status_refusal: None,
             got_through: false,
             has_recorded: false,
@@ -226,6 +233,7 @@ impl UpstreamSession {
     /// Applies new settings. Except for rules, they take effect with the next connection at the latest.
     pub(crate) fn set_settings(&mut self, settings: &UpstreamSettings) {
         self.max_inflight = settings.max_inflight;
+        self.keep_alive_ms = settings.keep_alive.as_millis() as u64;
         self.throttle.set_rate(settings.rate);
         self.status_topic = settings.status_topic.as_ref().map(|topic| topic.as_str().to_owned());
     }
@@ -247,13 +255,15 @@ impl UpstreamSession {
 
     /// Whether the upstream does not accept the retain flag.
     pub(crate) fn is_retain_refused(&self) -> bool {
-        self.retain_refused
+        self.retain_refused.is_in_force()
     }
 
     /// Handles a connection that the upstream has accepted.
     pub(crate) fn connected(&mut self, link: Link, now: u64) -> Vec<SessionAction> {
+        self.end_refusals(now);
         let link = self.taken(link);
         self.link = Some(link);
+        self.learned.connected(self.keep_alive_ms, now);
         let mut actions = Vec::new();
         self.resume_exchanges(link.session_present, &mut actions);
         self.suspicion.connected(now);
@@ -279,8 +289,8 @@ impl UpstreamSession {
         let mut actions = Vec::new();
         let is_explained = std::mem::take(&mut self.is_explained);
         match why {
-            Broken::Dismissed(RETAIN_NOT_SUPPORTED, _) => self.refuse_retain("reason code 0x9A"),
-            Broken::Dismissed(QOS_NOT_SUPPORTED, _) => self.refuse_exact("reason code 0x9B"),
+            Broken::Dismissed(RETAIN_NOT_SUPPORTED, _) => self.refuse_retain("reason code 0x9A", now),
+            Broken::Dismissed(QOS_NOT_SUPPORTED, _) => self.refuse_exact("reason code 0x9B", now),
             _ if is_explained => {}
             // what frees packet ids is sent before all the rest
             Broken::Closed | Broken::Dismissed(..) if self.ended_while_freeing() => {}

@@ -15,7 +15,7 @@ use crate::upstream::wire::{Link, OutMessage, Version};
 impl UpstreamSession {
     /// Whether messages may have the retain flag.
     fn takes_retain(&self, link: Link) -> bool {
-        link.retain_available && !self.retain_refused
+        link.retain_available && !self.retain_refused.is_in_force()
     }
 
     /// The message of [`SessionAction::Shelve`].

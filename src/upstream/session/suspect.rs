@@ -27,10 +27,9 @@ use super::put_off::hash;
 use super::suspicion::{Seen, SuspectVerdict};
 use super::{SentMessage, SessionAction, UpstreamSession};
 use crate::journal::Position;
-use crate::message::{Message, Qos};
+use crate::message::Message;
 use crate::status::ledger::LedgerOutcome;
 use crate::upstream::lanes::Lane;
-use crate::upstream::wire::Link;
 
 /// The most messages that may be held back, and their bytes.
 const HELD: usize = 256;
@@ -75,7 +74,7 @@ impl UpstreamSession {
             }
             SuspectVerdict::Topic => self.deny(&source.message, now),
             SuspectVerdict::Flag => {
-                self.refuse_retain("it closes the connection when it gets the flag");
+                self.refuse_retain("it closes the connection when it gets the flag", now);
                 self.suspicion.past(source.lane, source.position);
                 actions.push(SessionAction::Settle(source.lane, source.position, LedgerOutcome::Acked));
             }
@@ -89,18 +88,6 @@ impl UpstreamSession {
         }
     }
 
-    /// Sends everything without the retain flag from now on.
-    pub(super) fn refuse_retain(&mut self, why: &str) {
-        if !std::mem::replace(&mut self.retain_refused, true) {
-            self.learned.is_news = true;
-            warn!(
-                upstream = self.name,
-                "the upstream does not take the retain flag ({why}): status, will and messages go without it from now \
-                 on; retain = false on a rule says the same"
-            );
-        }
-    }
-
     /// Whether it has become clearer what the upstream ends connections for, or one message seems to be the reason, so that
     /// it can be connected to soon.
     pub(crate) fn is_cause_clear(&self, now: u64) -> bool {
@@ -110,26 +97,6 @@ impl UpstreamSession {
     /// Whether the upstream has received a message on this connection, also at QoS 2.
     pub(crate) fn has_received(&self) -> bool {
         self.got_through || self.has_recorded
-    }
-
-    /// Sends nothing at QoS 2 to this address from now on.
-    pub(super) fn refuse_exact(&mut self, why: &str) {
-        if std::mem::replace(&mut self.exact_refused, true) {
-            return;
-        }
-        self.learned.is_news = true;
-        self.link = self.link.map(|link| self.taken(link));
-        warn!(
-            upstream = self.name,
-            "the upstream does not take QoS 2 ({why}): messages of rules with qos = 2 go at QoS 1 from now on, and may come \
-             there twice"
-        );
-    }
-
-    /// A link without what the upstream has turned out not to take.
-    pub(crate) fn taken(&self, link: Link) -> Link {
-        let most = if self.exact_refused { Qos::AtLeastOnce } else { Qos::ExactlyOnce };
-        Link { max_qos: link.max_qos.min(most), ..link }
     }
 
     /// Whether messages of this lane must be sent before those of the other, one at a time, because one of them may make the

@@ -188,7 +188,9 @@ impl<C: UpstreamClient> Upstream<C> {
 
     /// The form of the next CONNECT to the present address.
     fn next_offer(&mut self, settings: &UpstreamSettings, address: &UpstreamAddress) -> ConnectOffer {
-        let (now, no_retain) = (self.clock.boot_ms(), self.session.is_retain_refused());
+        let now = self.clock.boot_ms();
+        self.session.end_refusals(now);
+        let no_retain = self.session.is_retain_refused();
         let mut offer = self.approach.offer(settings, self.address, no_retain, now);
         offer.has_small_segments = self.session.has_small_segments(now);
         let has_steps = self.has_steps();

@@ -70,6 +70,7 @@ impl<C: UpstreamClient> Upstream<C> {
         let alive = self.perform(actions);
         self.look_at_shelf();
         self.asked.forgive();
+        self.approach.forgive_wills();
         self.readers.say_settled();
         let is_same = without_rules(&old) == without_rules(&self.current);
         let v4_forbidden = self.current.v5_only && self.shown.version == Some(Version::V311);
@@ -82,7 +83,9 @@ impl<C: UpstreamClient> Upstream<C> {
         // a new connection is not made as long as they would
         let would_loop = self.client.would_loop(&self.current);
         if is_same && !v4_forbidden && !is_another && !introduces_itself_anew && !would_loop {
-            info!(upstream = self.name, "new rules");
+            if old != self.current {
+                info!(upstream = self.name, "new rules");
+            }
             return !alive;
         }
         if !is_same || v4_forbidden {

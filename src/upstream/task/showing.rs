@@ -14,6 +14,9 @@ impl<C: UpstreamClient> Upstream<C> {
 
     pub(super) fn show(&mut self) {
         self.show_at = None;
+        if self.session.take_wants_retained() {
+            self.passes.begin_anew();
+        }
         if self.shown.state == UpstreamState::Connected {
             self.passes.losses(losses(&self.consumers.backlog()), self.clock.boot_ms());
         }

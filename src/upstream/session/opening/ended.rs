@@ -25,6 +25,10 @@ impl UpstreamSession {
                 info!(upstream, "the upstream closed the connection before it had answered: one thing at a time now");
             }
             Some(_) if self.may_be_message() => self.is_unsure(),
+            // the flag was refused before, and was only tried again
+            Some(OpeningStep::Status) if self.retain_refused.is_tried_again() => {
+                self.refuse_retain("it closes the connection when it gets the flag", now);
+            }
             Some(what) => {
                 self.learned.is_news = true;
                 let strikes = self.opening.entries.strike(what.clone(), self.opening.is_alive, now);
@@ -108,7 +112,7 @@ impl UpstreamSession {
     /// Handles a status that has ended connections: first it is tried without the retain flag.
     fn status_ended(&mut self) {
         let (upstream, topic) = (&self.name, self.status_topic.as_deref().unwrap_or_default());
-        let may_be_flag = !self.retain_refused && !self.opening.status_without_flag;
+        let may_be_flag = !self.retain_refused.is_in_force() && !self.opening.status_without_flag;
         if may_be_flag {
             self.opening.status_without_flag = true;
             self.opening.entries.try_once_more(OpeningStep::Status);

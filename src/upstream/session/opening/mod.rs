@@ -242,15 +242,25 @@ impl UpstreamSession {
         }
     }
 
-    pub(super) fn say_status(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
+    fn say_status(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
         let Some(mut status) = self.status("online") else { return };
         status.retain &= !self.opening.status_without_flag;
         self.opening.status_unanswered = status.qos != Qos::AtMostOnce;
         let mut message = super::SentMessage::new(None, now);
-        message.is_status = true;
+        (message.is_status, message.retain) = (true, status.retain);
         self.count_handed(&mut message);
         self.in_flight.push_back(message);
         actions.push(SessionAction::Publish(status));
+    }
+
+    /// Says the status once more on this connection, alone.
+    pub(super) fn say_status_again(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
+        if self.status_topic.is_some() && !self.opening.queue.contains(&OpeningStep::Status) {
+            self.opening.queue.push_back(OpeningStep::Status);
+        }
+        if !self.opening.queue.is_empty() && self.opening.turn.is_none() {
+            self.wait_for_answers(now, actions);
+        }
     }
 
     /// Handles the time-outs of answers, and what was left out.
@@ -415,13 +425,10 @@ impl UpstreamSession {
             self.opening.entries.acquit(&OpeningStep::Status);
         } else if is_proved {
             self.opening.entries.acquit(&OpeningStep::Status);
-            self.refuse_retain("it closes the connection when it gets the flag");
+            self.refuse_retain("it closes the connection when it gets the flag", now);
         } else {
             // it had answered nothing before either, so only now it is known whether it takes the flag
-            self.opening.queue.push_back(OpeningStep::Status);
-            if self.opening.turn.is_none() {
-                self.wait_for_answers(now, actions);
-            }
+            self.say_status_again(now, actions);
         }
         self.go_on(now, actions);
     }

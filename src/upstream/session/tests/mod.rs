@@ -5,6 +5,7 @@ mod loops;
 mod opening;
 mod outgoing;
 mod put_off;
+mod refusals;
 mod strict;
 mod suspect;
 
