@@ -1,8 +1,13 @@
 //! A message is traced from its PUBLISH to the acknowledgement of the upstream.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::process::Signal;
+
 use crate::played::{Played, Say};
 use crate::support::{Connect, Process, Properties, broker, http, wait_until};
-use crate::{start, upstream};
+use crate::{publish, start, upstream};
 
 fn steps(trace: &serde_json::Value) -> Vec<String> {
     let steps = trace["steps"].as_array().unwrap().iter();
@@ -28,6 +33,41 @@ fn a_message_is_followed_to_the_upstream_and_back() {
     let times: Vec<u64> = trace["steps"].as_array().unwrap().iter().map(|s| s["boot_ms"].as_u64().unwrap()).collect();
     assert!(times.is_sorted(), "{times:?}");
     assert_eq!(http::get(port, "/api/v1/traces/0123456789abcdef0123456789abcdef").status, 404);
+}
+
+#[test]
+fn a_message_on_a_denied_topic_is_followed_to_where_it_is_held_and_on() {
+    let allowed = Arc::new(AtomicBool::new(false));
+    let flag = allowed.clone();
+    let played = Played::new(move |heard| match heard.publish() {
+        Some(publish) if publish.topic == "loft/secret" && !flag.load(Ordering::Relaxed) => Say::Close,
+        _ => Say::Usual,
+    });
+    let (gateway, port) = start(&upstream(played.port, "protocol = 4"));
+    let mut number = 0;
+    wait_until("the topic is known", || {
+        publish(&gateway, "secret", &["x"], false);
+        publish(&gateway, &format!("other{}", number % 3), &["y"], false);
+        number += 1;
+        gateway.log().iter().any(|line| line.contains("closes the connection at messages on this topic"))
+    });
+    let id = http::request(port, "POST", "/api/v1/traces", &[], b"").json()["id"].as_str().unwrap().to_owned();
+    let trace = || http::get(port, &format!("/api/v1/traces/{id}")).json();
+    let mut client = Connect::v5("publisher").open(gateway.port);
+    client.publish_with("loft/secret", "followed", 1, false, &Properties::new().user("pigateway-trace", &id));
+    let held = "held: the upstream closes the connection at messages on its topic";
+    wait_until("it is held", || steps(&trace()).iter().any(|step| step == held));
+    assert_eq!(
+        (steps(&trace()), &trace()["waits_for_upstreams"]),
+        (["accepted", "synced", held].map(str::to_owned).into(), &1.into())
+    );
+    // a reload tries the topic at once, also with the same file
+    allowed.store(true, Ordering::Relaxed);
+    gateway.signal(Signal::HUP);
+    wait_until("it is acknowledged", || trace()["waits_for_upstreams"] == 0);
+    let expected = ["accepted", "synced", held, "taken up again: its topic is tried", "sent", "acknowledged"];
+    assert_eq!(steps(&trace()), expected);
+    assert!(played.texts().contains(&"followed".to_owned()));
 }
 
 #[test]
