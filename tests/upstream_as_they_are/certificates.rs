@@ -215,11 +215,12 @@ fn after_tls_has_worked_nobody_is_told_that_the_port_is_not_for_it() {
     wait_until("it is there", || ledger(port)["acked"] == 1);
     let shown = |key: &str| http::get(port, "/api/v1/upstreams").json()[0][key].to_string();
     for (how, expected) in [
-        (Balanced::Closed, "before TLS was agreed on; this has worked before"),
-        (Balanced::Unavailable, "; this has worked before"),
+        (Balanced::Closed, "before TLS was agreed on"),
+        (Balanced::Unavailable, "does not answer with TLS"),
     ] {
         balancer.set(how);
-        wait_until(expected, || shown("last_error").contains(expected));
+        let is_shown = |error: &str| error.contains(expected) && error.contains("; this has worked before");
+        wait_until(expected, || is_shown(&shown("last_error")));
         balancer.set(Balanced::Passed);
         wait_until("it works again", || shown("state").contains("connected"));
     }
