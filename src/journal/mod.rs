@@ -73,7 +73,7 @@ pub mod state;
 pub mod storage;
 mod terms;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod trouble;
 mod writer;
 
@@ -410,6 +410,11 @@ impl Journal {
             state.moved(from);
         }
         Ok(position)
+    }
+
+    /// The ordinal of the newest message that was appended for a consumer.
+    pub(crate) fn newest(&self, id: ConsumerId) -> u64 {
+        self.shared.state.lock().queues.get(id).map_or(0, Queue::newest)
     }
 
     /// What waits for a consumer, and the outcomes of all other messages.

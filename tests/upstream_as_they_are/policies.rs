@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
+
 use crate::played::{Played, Say};
 use crate::support::{Connect, Gateway, PATIENCE, Properties, http, wait_until};
 use crate::{drained, ledger, start, upstream};
@@ -68,4 +70,39 @@ fn a_denied_topic_holds_up_no_other_one_and_arrives_when_it_is_allowed() {
     assert_eq!((drained(port), ledger(port)["acked"].clone()), (0, (denied + good).into()));
     let secret = played.texts().into_iter().filter_map(|text| text.parse::<usize>().ok());
     assert_eq!(secret.collect::<Vec<_>>(), (0..denied).collect::<Vec<_>>());
+}
+
+#[test]
+fn large_messages_of_a_denied_topic_wait_on_disk_and_arrive_in_order() {
+    const COUNT: usize = 80;
+    let (is_up, allowed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (up, allows) = (is_up.clone(), allowed.clone());
+    let played = Played::new(move |heard| match heard.publish() {
+        _ if !up.load(Ordering::Relaxed) => Say::Close,
+        Some(publish) if publish.topic == "loft/secret" && !allows.load(Ordering::Relaxed) => Say::Close,
+        _ => Say::Usual,
+    });
+    let (gateway, port) = start(&upstream(played.port, "protocol = 4"));
+    // 16 MB, more than may wait for the disk, come from the journal at once
+    let mut client = Connect::v5("publisher").open(gateway.port);
+    for number in 0..COUNT {
+        let mut payload = number.to_string().into_bytes();
+        payload.resize(200_000, b' ');
+        client.publish_with("loft/secret", payload, 1, false, &Properties::new());
+        client.publish_with("loft/good", format!("good {number}"), 1, false, &Properties::new());
+    }
+    client.disconnect();
+    is_up.store(true, Ordering::Relaxed);
+    wait_until("the others have arrived", || ledger(port)["acked"] == COUNT);
+    wait_until("the topic is denied", || http::get(port, "/api/v1/upstreams").json()[0]["denied_topics"] == 1);
+    assert_eq!(ledger(port)["pending"], COUNT, "{}", ledger(port));
+    allowed.store(true, Ordering::Relaxed);
+    // another rule lets an attempt follow at once
+    let path = gateway.dir().join("pigateway.toml");
+    let written = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, written + "[[upstream.out]]\ntopic_filter = \"attic/#\"\n").unwrap();
+    gateway.signal(Signal::HUP);
+    assert_eq!((drained(port), ledger(port)["acked"].clone()), (0, (2 * COUNT).into()));
+    let secret = played.texts().into_iter().filter_map(|text| text.trim().parse::<usize>().ok());
+    assert_eq!(secret.collect::<Vec<_>>(), (0..COUNT).collect::<Vec<_>>());
 }

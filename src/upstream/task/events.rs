@@ -82,6 +82,7 @@ impl<C: UpstreamClient> Upstream<C> {
                     Ok(())
                 }
                 SessionAction::Rewind => {
+                    self.forget_to_shelve();
                     self.readers.rewind();
                     Ok(())
                 }

@@ -15,6 +15,9 @@ impl<C: UpstreamClient> Upstream<C> {
         if self.is_looking() {
             return Some(self.take_from_shelves());
         }
+        if !self.put_all() {
+            return Some(false);
+        }
         let more = if is_ready { self.take_from_journal() } else { Some(false) };
         if is_ready && more == Some(false) && self.passes.is_active() { self.step_pass() } else { more }
     }
@@ -59,6 +62,9 @@ impl<C: UpstreamClient> Upstream<C> {
             }
             if !self.perform(actions) {
                 return None;
+            }
+            if !self.to_shelve.is_empty() || self.is_looking() {
+                return Some(self.is_looking());
             }
         }
         Some(true)

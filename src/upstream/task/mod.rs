@@ -14,6 +14,7 @@ mod showing;
 mod troubles;
 mod turn;
 
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,7 @@ pub(crate) use self::fault::PART;
 
 use self::exact::Exact;
 use self::failback::{Failback, FailbackTries};
+use self::shelving::ToShelve;
 use self::troubles::Troubles;
 use super::approach::Approach;
 use super::asked::AskedRecord;
@@ -109,6 +111,8 @@ pub struct Upstream<C> {
     denied: Shelf,
     /// Whether the shelf of denied topics must be looked through.
     wants_denied: bool,
+    /// Messages that have no room on their shelf yet.
+    to_shelve: VecDeque<ToShelve>,
     asked: AskedRecord,
     health: Health,
 }
@@ -225,6 +229,7 @@ impl<C: UpstreamClient> Upstream<C> {
             shelf,
             denied,
             wants_denied: true,
+            to_shelve: VecDeque::new(),
             asked,
             health: Health::default(),
         }

@@ -21,7 +21,7 @@ impl<C: UpstreamClient> Upstream<C> {
         // messages that have just been synced are still sent, if any may be
         let synced = *self.synced.borrow();
         if self.release_safe(synced) && !self.is_looking() {
-            while self.take_from_journal() == Some(true) {}
+            while !self.is_looking() && self.take_from_journal() == Some(true) {}
         }
         let offline = self.session.status("offline");
         let said = offline.map_or(Ok(()), |status| self.client.publish(status)).and_then(|()| self.client.disconnect());

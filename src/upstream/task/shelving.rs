@@ -4,42 +4,96 @@
 use super::Upstream;
 use crate::exchange::trace::TraceEvent;
 use crate::journal::{Outcome, Position};
+use crate::message::Message;
 use crate::upstream::lanes::Lane;
 use crate::upstream::rule::UpstreamRules;
 use crate::upstream::shelf::ShelfMove;
 use crate::upstream::wire::{Role, UpstreamClient};
 
+/// What a shelf is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ShelfFor {
+    /// Messages that no rule matches.
+    NoRule,
+    /// Messages whose topic the upstream does not take.
+    Denied,
+}
+
+/// A message of a lane that is to be put onto a shelf.
+#[derive(Debug)]
+pub(super) struct ToShelve {
+    shelf: ShelfFor,
+    lane: Lane,
+    position: Position,
+    message: Message,
+}
+
 impl<C: UpstreamClient> Upstream<C> {
-    /// Puts a message onto the shelf.
+    /// Puts a message onto the shelf for what no rule matches.
     pub(super) fn shelve(&mut self, lane: Lane, position: Position) {
-        let Some(message) = self.session.unmeant(lane, position) else { return };
-        // after a crash in between both are there, because the outcome is written later
-        if let Ok(place) = self.shelf.put_unmeant(&message) {
-            self.readers.settle(lane, position, Outcome::Moved);
-            self.door.trace_move((position, place), Some("held: no rule matches it any more"), &self.name);
-        } else {
-            let outcome = self.session.drop_unmeant(&message);
-            self.readers.settle(lane, position, outcome.in_journal());
-            self.door.trace(position, TraceEvent::Settled(outcome.shown()), &self.name);
-        }
+        self.put_on(ShelfFor::NoRule, lane, position);
     }
 
     /// Puts a message aside because of its topic.
     pub(super) fn put_aside(&mut self, lane: Lane, position: Position) {
+        self.put_on(ShelfFor::Denied, lane, position);
+    }
+
+    fn put_on(&mut self, shelf: ShelfFor, lane: Lane, position: Position) {
         let Some(message) = self.session.unmeant(lane, position) else { return };
-        let place = self.denied.put(&message).ok();
-        if let Some(place) = place {
-            self.readers.settle(lane, position, Outcome::Moved);
-            let why = "held: the upstream closes the connection at messages on its topic";
-            self.door.trace_move((position, place), Some(why), &self.name);
-        } else {
-            let outcome = self.session.drop_denied(&message);
-            self.readers.settle(lane, position, outcome.in_journal());
-            self.door.trace(position, TraceEvent::Settled(outcome.shown()), &self.name);
+        self.to_shelve.push_back(ToShelve { shelf, lane, position, message });
+        self.put_all();
+    }
+
+    /// Puts messages onto their shelves, in order, as long as there is room. Returns whether all are there. Until then no
+    /// further ones are taken from the journal, so few are in memory.
+    pub(super) fn put_all(&mut self) -> bool {
+        while let Some(next) = self.to_shelve.front() {
+            let (is_for, message) = (next.shelf, &next.message);
+            let shelf = if is_for == ShelfFor::NoRule { &mut self.shelf } else { &mut self.denied };
+            // what it moves is older
+            if shelf.is_looking() {
+                return false;
+            }
+            let result = if is_for == ShelfFor::NoRule { shelf.put_unmeant(message) } else { shelf.put(message) };
+            if result.is_err() && shelf.may_have_room_for(message) {
+                return false;
+            }
+            let Some(ToShelve { lane, position, message, .. }) = self.to_shelve.pop_front() else { return true };
+            match (&result, is_for) {
+                // after a crash in between both are there, because the outcome is written later
+                (Ok(place), _) => {
+                    let why = match is_for {
+                        ShelfFor::NoRule => "held: no rule matches it any more",
+                        ShelfFor::Denied => "held: the upstream closes the connection at messages on its topic",
+                    };
+                    self.readers.settle(lane, position, Outcome::Moved);
+                    self.door.trace_move((position, *place), Some(why), &self.name);
+                }
+                (Err(_), _) => {
+                    let outcome = match is_for {
+                        ShelfFor::NoRule => self.session.drop_unmeant(&message),
+                        ShelfFor::Denied => self.session.drop_denied(&message),
+                    };
+                    self.readers.settle(lane, position, outcome.in_journal());
+                    self.door.trace(position, TraceEvent::Settled(outcome.shown()), &self.name);
+                }
+            }
+            if result.is_ok() && is_for == ShelfFor::Denied && !self.session.is_denied(message.view().topic()) {
+                self.look_at_denied();
+            }
         }
-        if place.is_some() && !self.session.is_denied(message.view().topic()) {
-            self.look_at_denied();
-        }
+        true
+    }
+
+    /// Forgets what had no room on a shelf yet, because the journal hands it out again.
+    pub(super) fn forget_to_shelve(&mut self) {
+        self.to_shelve.clear();
+    }
+
+    /// Whether messages for a shelf, or from one, wait until more is on disk.
+    pub(super) fn waits_for_room(&self) -> bool {
+        self.shelf.waits_for_room() || self.denied.waits_for_room() || !self.to_shelve.is_empty()
     }
 
     /// Begins to look for messages that may go up although their topic was denied.
@@ -78,7 +132,7 @@ impl<C: UpstreamClient> Upstream<C> {
         }
         let to = self.consumers.id(self.lanes.for_old());
         let session = &mut self.session;
-        let more = self.denied.take_back(|topic| session.takes_back(topic), to);
+        let more = self.denied.take_back(|message| session.takes_back(message.view().topic()), to);
         let moves = self.denied.take_moves();
         self.trace_moves(moves, "taken up again: its topic is tried");
         if self.denied.is_done() {
@@ -98,7 +152,7 @@ impl<C: UpstreamClient> Upstream<C> {
     fn take_from_shelf(&mut self) -> bool {
         let to = self.consumers.id(self.lanes.for_old());
         let session = &self.session;
-        let more = self.shelf.take_back(|topic| session.is_meant(topic), to);
+        let more = self.shelf.take_back(|message| session.is_meant(message.view().topic()), to);
         let moves = self.shelf.take_moves();
         self.trace_moves(moves, "taken up again: a rule matches it");
         more

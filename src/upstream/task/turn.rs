@@ -36,7 +36,7 @@ impl<C: UpstreamClient> Upstream<C> {
         }
         let more = self.send_waiting(is_ready);
         self.readers.say_settled();
-        let for_disk = self.passes.waits_for_disk(synced) || self.exact.waits_for_disk();
+        let for_disk = self.passes.waits_for_disk(synced) || self.exact.waits_for_disk() || self.waits_for_room();
         let is_open = self.open_further();
         let is_alive = self.inbox.acknowledge(&mut self.client, self.clock.boot_ms()) && more.is_some() && is_open;
         if self.inbox.needs_connection() {
@@ -69,7 +69,8 @@ impl<C: UpstreamClient> Upstream<C> {
         let deadlines =
             [self.session.deadline(), self.passes.deadline(), self.inbox.deadline(now)].into_iter().flatten();
         let deadlines = deadlines.map(|deadline| Duration::from_millis(deadline.saturating_sub(now)));
-        let held = self.inbox.is_holding().then_some(SOON);
+        // a disk that fails says nothing when it works again
+        let held = (self.inbox.is_holding() || self.waits_for_room()).then_some(SOON);
         let at = [self.show_at, self.exact.deadline()].into_iter().flatten();
         let show = at.map(|at| at.saturating_duration_since(Instant::now()));
         deadlines.chain(held).chain(show).min()

@@ -190,6 +190,11 @@ impl Queue {
         &self.released
     }
 
+    /// The ordinal of the newest message that was appended, on disk or not.
+    pub(crate) fn newest(&self) -> u64 {
+        self.accepted.max(self.cursor.base)
+    }
+
     /// The bytes of waiting messages.
     pub(crate) fn bytes(&self) -> usize {
         self.sizes.bytes()
