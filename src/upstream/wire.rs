@@ -300,6 +300,10 @@ pub enum EndReason {
     Elsewhere,
     /// Too much, or something that it does not permit, was asked for.
     TooMuch,
+    /// More messages were unanswered than it takes.
+    WindowExceeded,
+    /// More messages were sent in a time than it takes.
+    PaceExceeded,
     /// An administrator ended the connection, or a policy did.
     Administrative,
 }
@@ -312,7 +316,8 @@ impl Broken {
 
     /// Whether what was asked for at the beginning may be the reason.
     pub(crate) fn may_be_asked_for(&self) -> bool {
-        matches!(self, Broken::Ended(EndReason::TooMuch | EndReason::Administrative, _))
+        use EndReason::{Administrative, PaceExceeded, TooMuch};
+        matches!(self, Broken::Ended(TooMuch | PaceExceeded | Administrative, _))
     }
 }
 

@@ -229,9 +229,9 @@ fn dismissed(disconnect: &Disconnect) -> Broken {
         DisconnectReasonCode::ServerBusy | DisconnectReasonCode::ServerShuttingDown => {
             Broken::Ended(EndReason::Elsewhere, why)
         }
-        DisconnectReasonCode::QuotaExceeded
-        | DisconnectReasonCode::MessageRateTooHigh
-        | DisconnectReasonCode::ReceiveMaximumExceeded => Broken::Ended(EndReason::TooMuch, why),
+        DisconnectReasonCode::QuotaExceeded => Broken::Ended(EndReason::TooMuch, why),
+        DisconnectReasonCode::MessageRateTooHigh => Broken::Ended(EndReason::PaceExceeded, why),
+        DisconnectReasonCode::ReceiveMaximumExceeded => Broken::Ended(EndReason::WindowExceeded, why),
         DisconnectReasonCode::AdministrativeAction => Broken::Ended(EndReason::Administrative, why),
         DisconnectReasonCode::RetainNotSupported => Broken::Dismissed(RETAIN_NOT_SUPPORTED, why),
         DisconnectReasonCode::QoSNotSupported => Broken::Dismissed(QOS_NOT_SUPPORTED, why),

@@ -91,6 +91,7 @@ impl UpstreamSession {
             actions.extend(message.deletes.take().filter(|_| !refused).map(SessionAction::Deleted));
             if !refused && self.pause.is_none() {
                 self.pauses = 0;
+                self.limits_hold(now);
                 let most = self.link.map_or(1, |link| self.most_in_flight(link));
                 if self.quota.acked(most, now) {
                     info!(upstream = self.name, "the upstream has taken all messages for a minute");

@@ -1,6 +1,7 @@
 //! What one address of an upstream has taught says nothing about the others, which may be other brokers.
 //! A connection that has taught something is worth another one soon.
 
+use super::limits::LearnedLimits;
 use super::opening::SessionOpening;
 use super::refusals::RememberedRefusal;
 use super::{SessionAction, UpstreamSession};
@@ -25,6 +26,7 @@ struct LearnedThere {
     retain_refused: RememberedRefusal,
     exact_refused: RememberedRefusal,
     opening: SessionOpening,
+    limits: LearnedLimits,
 }
 
 impl Learned {
@@ -56,7 +58,9 @@ impl UpstreamSession {
             retain_refused: std::mem::replace(&mut self.retain_refused, known.retain_refused),
             exact_refused: std::mem::replace(&mut self.exact_refused, known.exact_refused),
             opening: std::mem::replace(&mut self.opening, known.opening),
+            limits: std::mem::replace(&mut self.limits, known.limits),
         };
+        self.throttle.slow_down(self.limits.interval());
         self.learned.others.push((before, there));
         self.try_denied();
     }

@@ -41,6 +41,7 @@ mod down;
 mod exact;
 mod granted;
 mod learned;
+mod limits;
 mod opening;
 mod outgoing;
 mod own;
@@ -62,6 +63,7 @@ pub(crate) use self::exact::EXACT_IDS;
 use self::exact::{BegunExchanges, IN_USE, Spread};
 use self::granted::Granted;
 use self::learned::Learned;
+use self::limits::LearnedLimits;
 pub(crate) use self::opening::FILTERS;
 use self::opening::SessionOpening;
 use self::own::NotAccepted;
@@ -130,6 +132,7 @@ pub(crate) struct UpstreamSession {
     denied: DeniedTopics,
     opening: SessionOpening,
     learned: Learned,
+    limits: LearnedLimits,
     granted: Granted,
     throttle: Throttle,
     /// Whether the upstream does not accept the retain flag.
@@ -197,6 +200,7 @@ impl UpstreamSession {
             denied: DeniedTopics::default(),
             opening: SessionOpening::default(),
             learned: Learned::default(),
+            limits: LearnedLimits::default(),
             granted: Granted::default(),
             throttle: Throttle::new(settings.rate),
             retain_refused: RememberedRefusal::default(),
@@ -297,6 +301,7 @@ impl UpstreamSession {
             Broken::Closed | Broken::Dismissed(..) if !self.opening_ended(now) && !self.ended_at_release(now) => {
                 self.suspect(now, &mut actions);
             }
+            Broken::Ended(reason, _) if self.limit_exceeded(*reason, now) => {}
             why if why.may_be_asked_for() => drop(self.opening_ended(now)),
             Broken::Silent if !self.opening_silent(now) => self.went_silent(now),
             _ => {}
@@ -343,7 +348,7 @@ impl UpstreamSession {
         if self.is_cautious() {
             return usize::from(!self.in_flight.iter().any(SentMessage::is_awaited));
         }
-        let window = usize::from(self.quota.window(self.most_in_flight(link)));
+        let window = usize::from(self.quota.window(self.limits.window(self.most_in_flight(link))));
         let window = match role {
             _ if self.under_way.is_enough(role) && self.in_flight.len() > self.waiting => 0,
             Role::Live => window,

@@ -90,6 +90,7 @@ impl UpstreamSession {
             }
         }
         self.in_flight.insert(at.min(self.in_flight.len()), in_flight);
+        self.limits_reached();
         self.settle(actions);
     }
 

@@ -83,6 +83,7 @@ impl UpstreamSession {
         self.opening.sends(out.qos);
         self.in_flight.push_back(message);
         self.throttle.count(now);
+        self.limits_reached();
         (number, vec![SessionAction::Publish(out)])
     }
 }

@@ -8,13 +8,19 @@ const BURST: u64 = 10;
 /// Spreads messages evenly (the generic cell rate algorithm of ATM).
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Throttle {
-    /// Microseconds between two messages; 0 means no limit.
+    /// Microseconds between two messages as configured; 0 means no limit.
+    configured: u64,
+    /// The same as the upstream has shown to want.
+    learned: u64,
+    /// The larger of both.
     interval: u64,
     /// How far messages may be ahead of their time, in microseconds.
     ahead: u64,
     /// When the next message is due, in microseconds of the boot clock.
     due: u64,
     closed_until: Option<u64>,
+    /// When the present second began, in milliseconds of the boot clock, and the numbers of messages in it and in the one before.
+    second: (u64, u64, u64),
 }
 
 impl Throttle {
@@ -25,7 +31,18 @@ impl Throttle {
     }
 
     pub(crate) fn set_rate(&mut self, rate: Option<Rate>) {
-        self.interval = rate.map_or(0, |rate| rate.interval().as_micros() as u64);
+        self.configured = rate.map_or(0, |rate| rate.interval().as_micros() as u64);
+        self.set_interval();
+    }
+
+    /// Leaves at least this number of microseconds between two messages from now on, whatever is configured.
+    pub(crate) fn slow_down(&mut self, interval: u64) {
+        self.learned = interval;
+        self.set_interval();
+    }
+
+    fn set_interval(&mut self) {
+        self.interval = self.configured.max(self.learned);
         let burst = 1_000_000 / BURST;
         self.ahead = if self.interval <= burst { burst } else { 0 };
         if self.interval == 0 {
@@ -43,8 +60,19 @@ impl Throttle {
         self.closed_until
     }
 
+    /// The most messages of a second, the present one or the one before it.
+    pub(crate) fn in_a_second(&self) -> u64 {
+        self.second.1.max(self.second.2)
+    }
+
     /// Counts a message that is sent at `now`, in milliseconds of the boot clock.
     pub(crate) fn count(&mut self, now: u64) {
+        let (begin, present, _) = self.second;
+        self.second = match now.saturating_sub(begin) {
+            ..1_000 => (begin, present + 1, self.second.2),
+            1_000..2_000 => (begin + 1_000, 1, present),
+            _ => (now, 1, 0),
+        };
         if self.interval == 0 {
             return;
         }

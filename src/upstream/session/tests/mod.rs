@@ -1,6 +1,7 @@
 mod denied;
 mod exact;
 mod later;
+mod limits;
 mod loops;
 mod opening;
 mod outgoing;
