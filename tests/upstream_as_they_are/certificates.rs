@@ -214,10 +214,9 @@ fn after_tls_has_worked_nobody_is_told_that_the_port_is_not_for_it() {
     publish(&gateway, "a", &["1"], false);
     wait_until("it is there", || ledger(port)["acked"] == 1);
     let shown = |key: &str| http::get(port, "/api/v1/upstreams").json()[0][key].to_string();
-    for (how, expected) in [
-        (Balanced::Closed, "before TLS was agreed on"),
-        (Balanced::Unavailable, "does not answer with TLS"),
-    ] {
+    for (how, expected) in
+        [(Balanced::Closed, "before TLS was agreed on"), (Balanced::Unavailable, "does not answer with TLS")]
+    {
         balancer.set(how);
         let is_shown = |error: &str| error.contains(expected) && error.contains("; this has worked before");
         wait_until(expected, || is_shown(&shown("last_error")));
