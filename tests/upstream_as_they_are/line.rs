@@ -331,3 +331,57 @@ fn a_name_that_is_not_resolved_is_called_that_and_not_a_timeout_of_the_upstream(
         shown.contains("cannot be resolved") && shown.contains("getent hosts")
     });
 }
+
+#[test]
+fn a_first_address_that_hangs_costs_the_connection_to_the_second_nothing() {
+    // the kernel accepts, and nobody answers
+    let first = TcpListener::bind("127.0.0.1:0").unwrap();
+    let second = Played::new(|_| Say::Usual);
+    let keys = format!(
+        "addresses = [\"mqtt://{}\", \"mqtt://127.0.0.1:{}\"]\nfailback = \"1 s\"\nconnect_timeout = \"1 s\"\n",
+        first.local_addr().unwrap(),
+        second.port
+    );
+    let config = upstream(1, &keys).replacen("addresses = [\"mqtt://127.0.0.1:1\"]\n", "", 1);
+    let (gateway, port) = start(&config);
+    publish(&gateway, "a", &["1"], false);
+    second.wait_for(&["1"]);
+    first.set_nonblocking(true).unwrap();
+    while first.accept().is_ok() {}
+    let mut looks = Vec::new();
+    wait_until("it is looked at twice", || {
+        looks.extend(first.accept().map(|(stream, _)| stream));
+        looks.len() == 2
+    });
+    publish(&gateway, "a", &["2"], false);
+    second.wait_for(&["2"]);
+    assert_eq!(second.log().connections.len(), 1);
+    assert_eq!(drained(port), 0);
+    // a look takes nobody's session: it has no client id
+    let mut connect = [0; 14];
+    looks[0].set_nonblocking(false).unwrap();
+    looks[0].read_exact(&mut connect).unwrap();
+    assert!(connect.starts_with(b"\x10\x0c\x00\x04MQTT") && connect.ends_with(&[0, 0]), "{connect:?}");
+}
+
+#[test]
+fn a_program_makes_a_password_only_for_whom_can_be_reached() {
+    let (one, two) = (free_port(), free_port());
+    let dir = tempfile::tempdir().unwrap();
+    let (count, script) = (dir.path().join("count"), dir.path().join("token"));
+    std::fs::write(&script, format!("echo x >> {}; echo token\n", count.display())).unwrap();
+    let keys = format!(
+        "addresses = [\"mqtt://127.0.0.1:{one}\", \"mqtt://127.0.0.1:{two}\"]\nprotocol = 4\nusername = \"u\"\n\
+         password_command = [\"/bin/sh\", \"{}\"]\n",
+        script.display()
+    );
+    let config = upstream(1, &keys).replacen("addresses = [\"mqtt://127.0.0.1:1\"]\n", "", 1);
+    let (gateway, port) = start(&config);
+    let attempts = || http::get(port, "/api/v1/upstreams").json()[0]["failed_attempts"].as_u64().unwrap_or_default();
+    wait_until("both have been tried", || attempts() >= 4);
+    assert!(!count.exists(), "nobody was there to get it");
+    let played = Played::on(TcpListener::bind(("127.0.0.1", two)).unwrap(), |_| Say::Usual);
+    publish(&gateway, "a", &["1"], false);
+    played.wait_for(&["1"]);
+    assert_eq!(std::fs::read_to_string(&count).unwrap(), "x\n");
+}

@@ -8,6 +8,7 @@
 mod connection;
 mod dial;
 mod frames;
+mod look;
 mod pace;
 mod peers;
 mod pieces;
@@ -30,11 +31,12 @@ use tokio_rustls::TlsConnector;
 pub(super) use self::connection::MESSAGE_IDS;
 use self::connection::UpstreamConnection;
 use self::dial::PeerOrder;
+pub(super) use self::look::answers;
 use self::peers::{BrokenPeers, FailedPeers};
 use self::stream::{Bare, UpstreamStream};
 use super::mark::SessionMark;
 use super::neighbours::{Neighbours, Presence};
-use super::settings::{ProxyScheme, UpstreamAddress, UpstreamSettings};
+use super::settings::{Password, ProxyScheme, UpstreamAddress, UpstreamSettings};
 use super::wire::{
     Ack, BeginStep, Broken, Busy, ClientEvent, ConnectOffer, LineProgress, Link, OutMessage, UpstreamClient, Version,
 };
@@ -129,11 +131,12 @@ impl UpstreamClient for RemoteClient {
         mark: &mut SessionMark,
     ) -> Result<Link, Broken> {
         self.close();
-        let password = match &settings.password {
-            Some(password) => Some(password::fetch(password).await.map_err(Broken::Unprepared)?),
-            None => None,
-        };
         let (name, mut broken_peers) = (address.authority(), BrokenPeers::default());
+        let mut password = match &settings.password {
+            // a missing file is noticed before the network is used
+            Some(from @ Password::File(_)) => Some(password::fetch(from).await.map_err(Broken::Unprepared)?),
+            _ => None,
+        };
         loop {
             let last = self.failed_peers.of(&name);
             let order = PeerOrder { except: &broken_peers.known, last: &last };
@@ -141,11 +144,10 @@ impl UpstreamClient for RemoteClient {
                 settings,
                 address,
                 offer,
-                password: password.as_ref(),
                 max_packet_size: self.max_packet_size,
                 neighbours: &self.neighbours,
             };
-            let (broken, peer) = match attempt(terms, order, mark).await {
+            let (broken, peer) = match attempt(terms, order, &mut password, mark).await {
                 Ok(OpenedConnection { connection, link, presence, reached }) => {
                     (self.connection, self.presence) = (Some(connection), presence);
                     self.last_peer = reached.map(|reached| (name, reached));
@@ -228,7 +230,6 @@ struct ConnectTerms<'a> {
     settings: &'a UpstreamSettings,
     address: &'a UpstreamAddress,
     offer: ConnectOffer,
-    password: Option<&'a Secret>,
     max_packet_size: usize,
     neighbours: &'a Neighbours,
 }
@@ -253,28 +254,28 @@ struct OpenedConnection {
 async fn attempt(
     terms: ConnectTerms<'_>,
     order: PeerOrder<'_>,
+    password: &mut Option<Secret>,
     mark: &mut SessionMark,
 ) -> Result<OpenedConnection, (Broken, Option<IpAddr>)> {
-    let ConnectTerms { settings, address, offer, password, max_packet_size, neighbours } = terms;
+    let ConnectTerms { settings, address, offer, max_packet_size, neighbours } = terms;
     let begin = Instant::now();
     let end = begin + settings.connect_timeout;
-    let mut reached = None;
-    let stream = timeout_at(end, open(settings, address, offer.has_small_segments, order, &mut reached)).await;
-    let stream = stream.unwrap_or_else(|_| {
-        let seconds = settings.connect_timeout.as_secs_f32();
-        Err(Broken::Failed(format!("there is no connection within {seconds} s (connect_timeout)")))
-    });
+    let mut progress = OpenProgress::default();
+    let stream = timeout_at(end, open(settings, address, offer.has_small_segments, order, &mut progress)).await;
+    let OpenProgress { reached, step } = progress;
+    let stream = stream.unwrap_or_else(|_| Err(too_late(settings, step)));
     let peer = reached.as_ref().map(|reached: &ReachedPeer| reached.peer.ip());
     let stream = stream.map_err(|broken| (broken, peer))?;
     let presence = reached.as_ref().map(|at| neighbours.enter(settings, address, offer.version, (at.peer, at.local)));
     let presence = presence.transpose().map_err(|why| (Broken::Lasting(why), peer))?;
+    let end = end + fetch_late(settings, password).await.map_err(|broken| (broken, None))?;
     // limited to a part of the time, as explained there
     let _ = timeout(settings.connect_timeout / 4, mark.asks()).await;
     let mut connection = connection(stream, settings, offer.version, max_packet_size);
     // an upstream that may be silent only with this version is asked with another one while there is time
     let end = if offer.is_trial { end - settings.connect_timeout / 2 } else { end };
     let patience = end.saturating_duration_since(Instant::now()).max(settings.connect_timeout / 4);
-    let link = timeout(patience, connection.open(settings, offer.will, password)).await;
+    let link = timeout(patience, connection.open(settings, offer.will, password.as_ref())).await;
     // a server that is killed closes its connections, so this is no answer
     use Broken::{Closed, Failed, Lasting, OtherThan};
     if matches!(link, Ok(Err(Failed(_) | Lasting(_) | OtherThan(..) | Closed))) && !connection.was_heard() {
@@ -282,6 +283,16 @@ async fn attempt(
     }
     let link = link.map_err(|_| (Broken::Silent, peer))?.map_err(|broken| (broken, peer))?;
     Ok(OpenedConnection { connection, link, presence, reached })
+}
+
+/// Fetches the password if that has not been done yet: a program is run only once somebody has answered who is to get what it
+/// prints, because it may take long and use the network, and what it prints may expire soon. Returns how long that took.
+async fn fetch_late(settings: &UpstreamSettings, password: &mut Option<Secret>) -> Result<Duration, Broken> {
+    let begin = Instant::now();
+    if let (Some(from), None) = (&settings.password, &*password) {
+        *password = Some(password::fetch(from).await.map_err(Broken::Unprepared)?);
+    }
+    Ok(begin.elapsed())
 }
 
 /// A connection on which nothing has been sent.
@@ -306,32 +317,33 @@ async fn over(stream: Box<dyn UpstreamStream>, address: &UpstreamAddress) -> Res
     Ok(Box::new(frames::upgrade(stream, address).await?))
 }
 
-/// Whether TCP, and TLS if it is needed, can be established with an address.
-pub(super) async fn is_reachable(settings: &UpstreamSettings, address: &UpstreamAddress) -> bool {
-    let mut broken_peers = BrokenPeers::default();
-    loop {
-        let mut reached = None;
-        let order = PeerOrder { except: &broken_peers.known, last: &[] };
-        let opening = open(settings, address, false, order, &mut reached);
-        let broken = match timeout(settings.connect_timeout, opening).await {
-            Ok(Ok(_)) => return true,
-            Ok(Err(broken)) => broken,
-            Err(_) => Broken::Silent,
-        };
-        let peer = reached.map(|reached| reached.peer.ip());
-        if broken_peers.add(address, broken, peer).await.is_err() {
-            return false;
-        }
-    }
+/// How far the stream for MQTT has come.
+#[derive(Default)]
+struct OpenProgress {
+    /// The ends of the connection as soon as there is one, unless by a proxy.
+    reached: Option<ReachedPeer>,
+    /// What the other side has to answer to, once there is one.
+    step: Option<BeginStep>,
 }
 
-/// Opens the stream for MQTT. `reached` becomes the ends of the connection as soon as there is one, unless by a proxy.
+/// What to say if the time is over while the other side has to answer to this.
+fn too_late(settings: &UpstreamSettings, step: Option<BeginStep>) -> Broken {
+    let what = match (step, &settings.proxy) {
+        (Some(BeginStep::HttpProxy | BeginStep::Socks5), Some(proxy)) => format!("proxy {proxy} does not answer"),
+        (Some(BeginStep::Tls), _) => "it accepts the connection and does not answer to TLS".into(),
+        (Some(BeginStep::WebSocket), _) => "it accepts the connection and does not answer to WebSocket".into(),
+        _ => "there is no connection".into(),
+    };
+    Broken::Failed(format!("{what} within {} s (connect_timeout)", settings.connect_timeout.as_secs_f32()))
+}
+
+/// Opens the stream for MQTT.
 async fn open(
     settings: &UpstreamSettings,
     address: &UpstreamAddress,
     has_small_segments: bool,
     order: PeerOrder<'_>,
-    reached: &mut Option<ReachedPeer>,
+    progress: &mut OpenProgress,
 ) -> Result<Box<dyn UpstreamStream>, Broken> {
     let failed = |error: std::io::Error| tls::broken_io(&error);
     // missing files are noticed before the network is used
@@ -341,7 +353,7 @@ async fn open(
             let patience = settings.connect_timeout;
             let (tcp, all) = dial::dial(&address.host, address.port, has_small_segments, order, patience).await?;
             let ends = tcp.peer_addr().and_then(|peer| Ok((peer, tcp.local_addr()?)));
-            *reached = ends.ok().map(|(peer, local)| ReachedPeer { peer, local: local.ip(), all });
+            progress.reached = ends.ok().map(|(peer, local)| ReachedPeer { peer, local: local.ip(), all });
             tcp
         }
         Some(proxy) => {
@@ -353,6 +365,10 @@ async fn open(
     // data that belongs together is written together already
     tcp.set_nodelay(true).map_err(failed)?;
     if let Some(proxy) = &settings.proxy {
+        progress.step = Some(match proxy.scheme {
+            ProxyScheme::Http => BeginStep::HttpProxy,
+            ProxyScheme::Socks5 => BeginStep::Socks5,
+        });
         let through = match proxy.scheme {
             ProxyScheme::Http => proxy::http(&mut tcp, proxy, &address.authority()).await,
             ProxyScheme::Socks5 => proxy::socks5(&mut tcp, proxy, &address.host, address.port).await,
@@ -360,9 +376,13 @@ async fn open(
         through.map_err(|why| why.of(format_args!("proxy {proxy}")))?;
     }
     let stream: Box<dyn UpstreamStream> = match secure {
-        Some(secure) => Box::new(secure.connect(tcp).await?),
+        Some(secure) => {
+            progress.step = Some(BeginStep::Tls);
+            Box::new(secure.connect(tcp).await?)
+        }
         None => Box::new(tcp),
     };
+    progress.step = Some(BeginStep::WebSocket);
     over(stream, address).await
 }
 

@@ -93,9 +93,12 @@ pub async fn socks5(
         ([SOCKS, _], Some(_)) => return lasting("it does not take a user name and password"),
         _ => return Err(not_socks()),
     }
-    stream.write_all(&socks5_request(host, port)?).await.map_err(socks_closed)?;
+    // some say so that they cannot connect
+    let ended =
+        |_: io::Error| Broken::Failed(format!("it closes the connection instead of connecting to {host}:{port}"));
+    stream.write_all(&socks5_request(host, port)?).await.map_err(ended)?;
     let mut answer = [0; 4];
-    stream.read_exact(&mut answer).await.map_err(socks_closed)?;
+    stream.read_exact(&mut answer).await.map_err(ended)?;
     if let Some((why, is_lasting)) = socks5_refusal(answer[1]) {
         let why = format!("it does not connect to {host}:{port}: {why}");
         return Err(if is_lasting { Broken::Lasting(why) } else { Broken::Failed(why) });
@@ -103,11 +106,11 @@ pub async fn socks5(
     let bound = match answer[3] {
         SOCKS_V4 => 4,
         SOCKS_V6 => 16,
-        SOCKS_NAME => usize::from(stream.read_u8().await.map_err(socks_closed)?),
+        SOCKS_NAME => usize::from(stream.read_u8().await.map_err(ended)?),
         _ => return Err(not_socks()),
     };
     let mut rest = vec![0; bound + 2];
-    stream.read_exact(&mut rest).await.map_err(socks_closed)?;
+    stream.read_exact(&mut rest).await.map_err(ended)?;
     Ok(())
 }
 
@@ -133,9 +136,10 @@ async fn socks5_login(
     login.extend_from_slice(user.as_bytes());
     login.push(password.len() as u8);
     login.extend_from_slice(password.as_bytes());
-    stream.write_all(&login).await.map_err(socks_closed)?;
+    let ended = |_: io::Error| Broken::Failed("it closes the connection at the user name and password".into());
+    stream.write_all(&login).await.map_err(ended)?;
     let mut answer = [0; 2];
-    stream.read_exact(&mut answer).await.map_err(socks_closed)?;
+    stream.read_exact(&mut answer).await.map_err(ended)?;
     if answer[1] == 0 { Ok(()) } else { lasting("it does not accept the user name and password") }
 }
 

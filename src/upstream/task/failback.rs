@@ -1,5 +1,5 @@
 //! Returns to the first address: while another one is in use, the first is checked after the configured time, and used if it
-//! answers.
+//! answers to MQTT. Until it has, the connection in use is left alone.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
-use crate::upstream::client::is_reachable;
+use crate::upstream::client::answers;
 use crate::upstream::settings::UpstreamSettings;
 
 /// The part by which waits are lengthened at random, so that many gateways do not come back at once.
@@ -16,6 +16,8 @@ const JITTER: f64 = 0.25;
 
 /// The wait is not doubled more often than this.
 const MOST_DOUBLINGS: u32 = 6;
+/// A look that was not answered has cost nobody a connection, so waits are not doubled as often for that.
+const MOST_LOOK_DOUBLINGS: u32 = 3;
 
 /// Whether changes to the first address have been in vain. An address may be reachable and refuse connections; then each
 /// change costs a connection that works, so the wait for the next one doubles.
@@ -23,6 +25,8 @@ const MOST_DOUBLINGS: u32 = 6;
 pub(super) struct FailbackTries {
     is_trying: bool,
     in_vain: u32,
+    /// The number of looks in a row that were not answered.
+    unanswered: u32,
 }
 
 impl FailbackTries {
@@ -47,7 +51,12 @@ impl FailbackTries {
     }
 
     fn lengthened(self, wait: Duration) -> Duration {
-        wait.saturating_mul(1 << self.in_vain)
+        wait.saturating_mul(1 << self.in_vain.max(self.unanswered))
+    }
+
+    /// Records how a look at the first address ended.
+    fn looked(&mut self, is_answered: bool) {
+        self.unanswered = if is_answered { 0 } else { (self.unanswered + 1).min(MOST_LOOK_DOUBLINGS) };
     }
 }
 
@@ -69,7 +78,7 @@ impl Failback {
     pub(crate) async fn is_due(
         this: &mut Option<Failback>,
         settings: &Arc<UpstreamSettings>,
-        tries: FailbackTries,
+        tries: &mut FailbackTries,
     ) -> bool {
         let Some(failback) = this else { return pending().await };
         loop {
@@ -79,14 +88,16 @@ impl Failback {
                     let settings = settings.clone();
                     let look = async move {
                         match settings.addresses.first() {
-                            Some(address) => is_reachable(&settings, address).await,
+                            Some(address) => answers(&settings, address).await,
                             None => false,
                         }
                     };
                     *failback = Failback::Looking(tokio::spawn(look));
                 }
                 Failback::Looking(look) => {
-                    if matches!(look.await, Ok(true)) {
+                    let is_answered = matches!(look.await, Ok(true));
+                    tries.looked(is_answered);
+                    if is_answered {
                         return true;
                     }
                     let wait = settings.failback.unwrap_or(Duration::from_secs(3600));
@@ -129,13 +140,15 @@ mod tests {
         settings.failback = Some(minute);
         let settings = Arc::new(settings);
         let mut failback = Failback::after(&settings, 1, tries);
-        for _ in 0..3 {
+        for doublings in [2, 2, 3] {
             let Some(Failback::At(at)) = failback else { panic!("{failback:?}") };
-            let looked = timeout_at(at + minute, Failback::is_due(&mut failback, &settings, tries)).await;
+            let looked = timeout_at(at + minute, Failback::is_due(&mut failback, &settings, &mut tries)).await;
             assert!(looked.is_err(), "it does not answer");
             let Some(Failback::At(next)) = failback else { panic!("{failback:?}") };
-            assert!(next - at >= 4 * minute, "{:?}", next - at);
+            assert!(next - at >= (1 << doublings) * minute, "{:?}", next - at);
         }
+        tries.looked(true);
+        assert_eq!(tries.lengthened(minute), 4 * minute, "what it has cost is not forgotten");
     }
 
     #[test]

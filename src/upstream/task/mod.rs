@@ -390,7 +390,7 @@ impl<C: UpstreamClient> Upstream<C> {
                     continue;
                 }
                 _ = self.synced.changed(), if waits.for_disk => {}
-                true = Failback::is_due(&mut self.failback, &self.current, self.failback_tries), if waits.is_first_welcome => {
+                true = Failback::is_due(&mut self.failback, &self.current, &mut self.failback_tries), if waits.is_first_welcome => {
                     return Ok(ConversationEnd::Failback);
                 }
                 () = tokio::task::yield_now(), if waits.has_more => {}
