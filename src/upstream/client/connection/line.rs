@@ -19,6 +19,9 @@ const FEW: u64 = 4 << 10;
 /// Fewer bytes of a message that arrives are no reason for a delay. The slowest lines carry several times as much in the time
 /// between two looks.
 const FEW_DOWN: u64 = 512;
+/// The same for a ping that waits behind a message, in bytes a second. It bounds how long a packet that never ends can keep a
+/// connection without a single answer.
+const SLOWEST_DOWN: f64 = 64.0;
 /// The bytes that layers above TCP may add behind a packet.
 const ADDED: u64 = 512;
 /// How long an upstream may take to answer what has certainly arrived there.
@@ -27,7 +30,12 @@ const TO_ANSWER: Duration = Duration::from_secs(30);
 /// The state of the keep alive.
 pub(super) struct KeepAlive {
     pub(super) ticks: Interval,
+    /// Whether anything was read.
     pub(super) heard: bool,
+    /// Whether a whole packet was read since the last tick.
+    pub(super) has_packet: bool,
+    /// The bytes that had been read at the last tick.
+    read: u64,
     /// Set when a PINGREQ was sent at the last tick: the number of bytes that must be written until it is out.
     asked: Option<u64>,
     period: Duration,
@@ -39,7 +47,7 @@ impl KeepAlive {
     pub(super) fn new(period: Duration) -> KeepAlive {
         let mut ticks = interval_at(Instant::now() + period, period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        KeepAlive { ticks, heard: false, asked: None, period, carried: None }
+        KeepAlive { ticks, heard: false, has_packet: false, read: 0, asked: None, period, carried: None }
     }
 }
 
@@ -71,6 +79,11 @@ impl UpstreamConnection {
         (waiting, self.written as i64 - waiting as i64)
     }
 
+    /// Whether a part of a packet has arrived.
+    fn is_arriving(&self) -> bool {
+        !self.input.is_empty() || self.oversized.is_some()
+    }
+
     /// What the line does while an answer has been owed for this long.
     pub(in crate::upstream::client) fn line(&mut self, owed: Duration) -> LineProgress {
         let (waiting, up) = self.carried();
@@ -78,7 +91,7 @@ impl UpstreamConnection {
         // a look from before the answer was owed tells nothing
         let before = self.line.looked.filter(|(at, ..)| at.elapsed() < owed);
         self.line.looked = Some((Instant::now(), up, down));
-        let is_arriving = !self.input.is_empty() || self.oversized.is_some();
+        let is_arriving = self.is_arriving();
         let answered = self.line.answered.filter(|(asked, _)| asked.elapsed() < owed);
         let is_there = answered.is_some_and(|(_, heard)| heard.elapsed() >= TO_ANSWER);
         let is_leaving = !is_there && waiting + self.output.len() as u64 >= FEW;
@@ -96,8 +109,11 @@ impl UpstreamConnection {
     }
 
     pub(super) fn tick(&mut self) {
-        let overdue = self.keep_alive.asked.filter(|_| !self.keep_alive.heard);
-        self.keep_alive.heard = false;
+        let few = FEW_DOWN.max((self.keep_alive.period.as_secs_f64() * SLOWEST_DOWN) as u64);
+        let read = self.line.read - std::mem::replace(&mut self.keep_alive.read, self.line.read);
+        // single bytes of a packet are no answer, and a large message holds up the one that is owed
+        let is_heard = std::mem::take(&mut self.keep_alive.has_packet) || self.is_arriving() && read >= few;
+        let overdue = self.keep_alive.asked.filter(|_| !is_heard);
         let Some(ping) = overdue else {
             self.keep_alive.carried = None;
             self.append(&Request::Ping);

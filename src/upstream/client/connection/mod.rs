@@ -361,7 +361,10 @@ impl UpstreamConnection {
         while self.broken.is_none() {
             match self.next_packet() {
                 Ok(None) => break,
-                Ok(Some(incoming)) => self.take(incoming),
+                Ok(Some(incoming)) => {
+                    self.keep_alive.has_packet = true;
+                    self.take(incoming);
+                }
                 Err(broken) => self.broken = Some(broken),
             }
         }

@@ -148,3 +148,59 @@ async fn what_was_written_and_what_was_answered_is_told_in_one_turn() {
     // otherwise every other turn would only tell of what was written
     assert!(written_only * 4 < turns, "{written_only} of {turns}");
 }
+
+/// How the connection ends if the upstream answers nothing more, and this many bytes of a large message arrive in each tenth of
+/// a second of the time; `None` if it has not ended within three times the keep alive of 2 s.
+async fn drip(bytes: usize) -> Option<Broken> {
+    let (mut connection, mut theirs) = over_tcp(Duration::from_secs(2)).await;
+    // the head of a message that is larger than what is kept
+    theirs.write_all(&[0x30, 0xff, 0xff, 0x7f, 0, 1, b't']).await.unwrap();
+    let drips = async {
+        for _ in 0..60 {
+            theirs.write_all(&vec![0; bytes]).await.unwrap();
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let mut drips = std::pin::pin!(drips);
+    loop {
+        tokio::select! {
+            () = &mut drips => return None,
+            events = connection.events() => match events {
+                Ok(_) => {}
+                Err(broken) => return Some(broken),
+            },
+        }
+    }
+}
+
+#[tokio::test]
+async fn single_bytes_of_a_packet_that_does_not_end_are_no_answer_to_a_ping() {
+    let (few, slow_line) = tokio::join!(drip(1), drip(40));
+    assert_eq!(few, Some(Broken::Silent));
+    assert_eq!(slow_line, None, "a message at 400 bytes a second is one");
+}
+
+#[tokio::test]
+async fn who_does_not_answer_is_said() {
+    // it accepts connections, and never answers
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    for (scheme, proxy, expected) in [
+        ("mqtts", None, "does not answer to TLS"),
+        ("ws", None, "does not answer to WebSocket"),
+        ("mqtt", Some("http"), "proxy http://127.0.0.1"),
+        ("mqtt", Some("socks5"), "proxy socks5://127.0.0.1"),
+    ] {
+        let mut settings = settings();
+        settings.proxy =
+            proxy.map(|scheme| crate::upstream::settings::Proxy::parse(&format!("{scheme}://{at}")).unwrap());
+        settings.tls =
+            Some(crate::upstream::settings::UpstreamTls { fingerprint: Some([0; 32]), ..Default::default() });
+        let address = UpstreamAddress::parse(&format!("{scheme}://{at}")).unwrap();
+        let mut progress = OpenProgress::default();
+        let opening = open(&settings, &address, false, PeerOrder::default(), &mut progress);
+        assert!(timeout(Duration::from_millis(500), opening).await.is_err(), "{scheme}: it is opened");
+        let why = too_late(&settings, progress.step).to_string();
+        assert!(why.contains(expected) && why.contains("within 30 s"), "{why}");
+    }
+}
