@@ -134,6 +134,20 @@ pub(crate) fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, FileError> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
+/// The words for a certificate, the first in a file, that has expired by this machine's clock. A file that cannot be read is
+/// another problem. A certificate that is not valid yet is none, because the clock of a Pi may not be set yet.
+pub(crate) fn expired(path: &Path) -> Option<String> {
+    let chain = certificates(path).ok()?;
+    let (_, certificate) = x509_parser::parse_x509_certificate(chain.first()?).ok()?;
+    let validity = certificate.validity();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs();
+    let now = i64::try_from(now).ok()?;
+    if validity.not_after.timestamp() < now {
+        return Some(format!("the certificate is not valid since {}: renew it", validity.not_after));
+    }
+    None
+}
+
 /// The common name in the subject of a client certificate.
 pub(crate) fn common_name(certificate: &CertificateDer<'_>) -> Option<Box<str>> {
     let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;

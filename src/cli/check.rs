@@ -227,6 +227,25 @@ mod tests {
     }
 
     #[test]
+    fn a_certificate_that_has_expired_is_a_warning() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pigateway.toml");
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+        let text = "[[upstream]]\nname = \"u\"\naddresses = [\"mqtts://h\"]\ntls = { cert = \"c\", key = \"k\" }\n";
+        std::fs::write(&path, text).unwrap();
+        std::fs::write(dir.path().join("k"), key.serialize_pem()).unwrap();
+        for (year, is_expired) in [(2020, true), (4000, false)] {
+            params.not_after = rcgen::date_time_ymd(year, 5, 6);
+            std::fs::write(dir.path().join("c"), params.self_signed(&key).unwrap().pem()).unwrap();
+            let found = report(&path);
+            let is_said =
+                |warning: &FileFinding| warning.key == "upstream.tls.cert" && warning.message.contains("2020");
+            assert_eq!((found.valid, found.warnings.iter().any(is_said)), (true, is_expired), "{found:?}");
+        }
+    }
+
+    #[test]
     fn a_data_directory_that_cannot_be_one_is_a_problem() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pigateway.toml");

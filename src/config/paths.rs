@@ -69,6 +69,15 @@ impl<'a> Paths<'a> {
         Some(path)
     }
 
+    /// A usable file with our certificate and those of its authorities. If it has expired, others refuse it.
+    pub(super) fn own_certificates(&self, value: &Value) -> Option<PathBuf> {
+        let path = self.certificates(value)?;
+        if let Some(warning) = tls::expired(&path) {
+            value.warning(warning);
+        }
+        Some(path)
+    }
+
     /// A usable file with lists of revoked certificates.
     pub(super) fn revoked(&self, value: &Value) -> Option<PathBuf> {
         let path = self.path(value)?;
@@ -89,7 +98,7 @@ impl<'a> Paths<'a> {
     pub(super) fn server_tls(&self, tls: &Table, client: bool) -> Option<TlsFiles> {
         let cert_value = tls.required("cert", "a file with the certificate chain in PEM form");
         let key_value = tls.required("key", "a file with the private key in PEM form");
-        let cert = cert_value.as_ref().and_then(|cert| self.certificates(cert));
+        let cert = cert_value.as_ref().and_then(|cert| self.own_certificates(cert));
         let key = key_value.as_ref().and_then(|key| self.key(key));
         let ca_value = client.then(|| tls.get("client_ca")).flatten();
         let client_ca = ca_value.as_ref().and_then(|value| self.certificates(value));

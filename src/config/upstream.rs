@@ -210,7 +210,7 @@ fn read_tls(table: Table, paths: &Paths) -> UpstreamTls {
         server_name: server_name.and_then(|value| value.parsed(name_form, is_name)),
         alpn: table.get("alpn").map(|value| alpn(&value)).unwrap_or_default(),
         ca: table.get("ca").and_then(|value| paths.certificates(&value)),
-        cert: cert.and_then(|value| paths.certificates(&value)),
+        cert: cert.and_then(|value| paths.own_certificates(&value)),
         key: key.and_then(|value| paths.key(&value)),
     };
     table.finish();

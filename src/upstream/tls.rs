@@ -119,14 +119,38 @@ pub(crate) fn in_words(error: &rustls::Error) -> String {
         InvalidCertificate(CertificateError::NotValidYetContext { not_before, .. }) => {
             return format!("its certificate is not valid before {}: {RENEWED}", time(*not_before));
         }
+        // of some certificates rustls does not tell the time
+        InvalidCertificate(CertificateError::Expired) => return format!("its certificate has expired: {RENEWED}"),
+        InvalidCertificate(CertificateError::NotValidYet) => {
+            return format!("its certificate is not valid yet: {RENEWED}");
+        }
         InvalidCertificate(CertificateError::ApplicationVerificationFailure) => {
             "its certificate is not the one of tls.fingerprint: has it been renewed, or is somebody in between?"
         }
         AlertReceived(AlertDescription::CertificateRequired) => {
             "it asks for a client certificate: set tls.cert and tls.key"
         }
-        AlertReceived(AlertDescription::UnknownCA | AlertDescription::BadCertificate) => {
+        AlertReceived(AlertDescription::UnknownCA) => {
+            "it does not know the authority that signed our certificate: have it signed by one that it trusts, and set \
+             tls.cert to that, with those in between"
+        }
+        AlertReceived(AlertDescription::CertificateExpired) => {
+            "our certificate has expired, it says: renew the file of tls.cert, or set the clock there"
+        }
+        AlertReceived(AlertDescription::CertificateRevoked) => {
+            "our certificate has been revoked, it says: have a new one made, and set tls.cert and tls.key to it"
+        }
+        AlertReceived(AlertDescription::CertificateUnknown) => {
+            "it does not accept our certificate: is it registered and active there, and is the file of tls.cert the right one?"
+        }
+        AlertReceived(AlertDescription::BadCertificate | AlertDescription::UnsupportedCertificate) => {
             "it does not accept our certificate: see tls.cert"
+        }
+        AlertReceived(AlertDescription::AccessDenied) => {
+            "it does not let our certificate in: see tls.cert, and what that certificate may do there"
+        }
+        AlertReceived(AlertDescription::HandshakeFailure) => {
+            "it agrees to none of our ways of TLS: if it asks for a client certificate, set tls.cert and tls.key"
         }
         AlertReceived(AlertDescription::NoApplicationProtocol) | NoApplicationProtocol => {
             "it does not take the protocols of tls.alpn"
@@ -258,6 +282,30 @@ const WORKED: &str = "this has worked before: is it being restarted, or is a bal
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whose_certificate_is_refused_is_said_and_what_to_do() {
+        use AlertDescription as Alert;
+        for error in [CertificateError::Expired, CertificateError::NotValidYet] {
+            let why = broken_io(&io::Error::other(rustls::Error::InvalidCertificate(error))).to_string();
+            assert!(why.starts_with("its certificate") && why.contains("clock"), "{why}");
+        }
+        for (alert, expected) in [
+            (Alert::CertificateExpired, "our certificate has expired"),
+            (Alert::CertificateRevoked, "our certificate has been revoked"),
+            (Alert::CertificateUnknown, "our certificate: is it registered"),
+            (Alert::BadCertificate, "our certificate: see"),
+            (Alert::UnsupportedCertificate, "our certificate: see"),
+            (Alert::UnknownCA, "the authority that signed our certificate"),
+            (Alert::AccessDenied, "our certificate in"),
+            (Alert::HandshakeFailure, "a client certificate"),
+            (Alert::CertificateRequired, "a client certificate"),
+        ] {
+            let why = broken_io(&io::Error::other(rustls::Error::AlertReceived(alert)));
+            let Broken::Lasting(words) = &why else { panic!("{why:?}") };
+            assert!(words.contains(expected) && words.contains("tls.cert"), "{alert:?}: {words}");
+        }
+    }
 
     #[test]
     fn no_hint_contradicts_what_has_worked() {

@@ -6,8 +6,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use rustls::ClientConnection;
 use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, ProtocolVersion};
 
 use super::DoctorFinding;
 use crate::config::Settings;
@@ -16,6 +16,8 @@ use crate::upstream::tls::{client_config, in_words};
 
 /// The longest wait for each step.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The wait for what follows the handshake. A server on the other side of the world tells it within a second.
+const AFTERWARDS: Duration = Duration::from_secs(2);
 
 /// The findings about every address of every upstream. The addresses are checked at the same time.
 pub(super) fn all(settings: &Settings) -> Vec<DoctorFinding> {
@@ -65,7 +67,9 @@ fn behind(name: &str, at: &UpstreamAddress, proxy: &Proxy) -> DoctorFinding {
         addresses.iter().find_map(attempt).ok_or_else(|| "it does not answer".to_owned())
     });
     match reached {
-        Ok(_) => DoctorFinding::good(format!("upstream {name}: {at} is behind {proxy}, which answers")),
+        Ok(_) => DoctorFinding::good(format!(
+            "upstream {name}: {at} is behind {proxy}, which can be reached; the rest is not looked at"
+        )),
         Err(error) => {
             DoctorFinding::problem(format!("upstream {name}: proxy {proxy}: {error}"), "see proxy of this upstream")
         }
@@ -86,6 +90,21 @@ fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
         Ok(Ok(_)) => Err("the name has no address".into()),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err("nobody answers within 5 s".into()),
+    }
+}
+
+/// Waits for what TLS 1.3 tells after the handshake: tickets if our certificate, or that there is none, is accepted, and an
+/// alert if not. A server may also say nothing until it gets CONNECT.
+fn hear_of_ours(connection: &mut ClientConnection, stream: &mut TcpStream) -> io::Result<()> {
+    if connection.protocol_version() != Some(ProtocolVersion::TLSv1_3) {
+        return Ok(());
+    }
+    stream.set_read_timeout(Some(AFTERWARDS))?;
+    match connection.read_tls(stream) {
+        Ok(0) => Err(io::Error::other("it closed the connection after the handshake: does it accept our certificate?")),
+        Ok(_) => connection.process_new_packets().map(drop).map_err(io::Error::other),
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 
@@ -110,7 +129,7 @@ fn tls(upstream: &UpstreamSettings, at: &UpstreamAddress, mut stream: TcpStream)
         while connection.is_handshaking() {
             connection.complete_io(&mut stream)?;
         }
-        Ok(())
+        hear_of_ours(&mut connection, &mut stream)
     });
     match done {
         Ok(()) => DoctorFinding::good(format!("upstream {name}: {at} answers with TLS, and its certificate is good")),
@@ -118,5 +137,69 @@ fn tls(upstream: &UpstreamSettings, at: &UpstreamAddress, mut stream: TcpStream)
             Some(error) => problem(in_words(error)),
             None => problem(format!("TLS: {error}")),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::path::Path;
+
+    use super::super::FindingLevel;
+    use super::*;
+    use crate::tls::TlsFiles;
+    use crate::upstream::settings::UpstreamTls;
+
+    /// Writes an authority, and a certificate of it, to files of these names.
+    fn certificates(dir: &Path, authority: &str, name: &str) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, authority);
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).unwrap().pem();
+        let issuer = rcgen::Issuer::new(params, key);
+        std::fs::write(dir.join(format!("{authority}.crt")), pem).unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        std::fs::write(dir.join(format!("{name}.crt")), params.signed_by(&key, &issuer).unwrap().pem()).unwrap();
+        std::fs::write(dir.join(format!("{name}.key")), key.serialize_pem()).unwrap();
+    }
+
+    #[test]
+    fn a_refusal_that_follows_the_handshake_is_heard() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str| dir.path().join(name);
+        certificates(dir.path(), "authority", "server");
+        certificates(dir.path(), "another", "stranger");
+        let server = TlsFiles {
+            cert: file("server.crt"),
+            key: file("server.key"),
+            client_ca: Some(file("authority.crt")),
+            ..TlsFiles::default()
+        };
+        let config = server.acceptor().unwrap().config().clone();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = UpstreamAddress::parse(&format!("mqtts://{}", listener.local_addr().unwrap())).unwrap();
+        thread::spawn(move || {
+            for mut stream in listener.incoming().map_while(Result::ok) {
+                let mut connection = rustls::ServerConnection::new(config.clone()).unwrap();
+                // until it has said all that it has to say, and the client is gone
+                while connection.complete_io(&mut stream).is_ok_and(|(read, _)| read > 0) {}
+            }
+        });
+        let asked = |shown: Option<&str>| {
+            let mut upstream = UpstreamSettings::new("u", vec![at.clone()], "c");
+            let shown = |end: &str| shown.map(|name| file(&format!("{name}.{end}")));
+            let (cert, key) = (shown("crt"), shown("key"));
+            upstream.tls = Some(UpstreamTls { ca: Some(file("authority.crt")), cert, key, ..UpstreamTls::default() });
+            address(&upstream, &at)
+        };
+        let good = asked(Some("server"));
+        assert_eq!(good.level, FindingLevel::Good, "{good}");
+        for (shown, expected) in [(Some("stranger"), "our certificate"), (None, "a client certificate")] {
+            let refused = asked(shown);
+            let is_said = refused.level == FindingLevel::Problem && refused.what.contains(expected);
+            assert!(is_said, "{shown:?}: {refused}");
+        }
     }
 }
