@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::{CliError, print, user};
 use crate::config;
+use crate::message::printable;
 
 /// The longest wait for the gateway.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -103,11 +104,6 @@ pub fn read(answer: &[u8]) -> Result<Value, String> {
         Some(code) => Err(format!("HTTP {code}")),
         None => Err(NOT_HTTP.into()),
     }
-}
-
-/// Removes control characters from texts of others, which could move the cursor of a terminal.
-fn printable(text: &str) -> String {
-    text.replace(|c: char| c.is_control(), "?")
 }
 
 /// Formats the answers for people.

@@ -2,6 +2,8 @@
 
 use std::fmt::{self, Write};
 
+use crate::message::acts_on_text;
+
 /// A problem, or, as a warning, something that a person should know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigProblem {
@@ -20,7 +22,7 @@ impl fmt::Display for ShownText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.chars().try_for_each(|character| match character {
             '\n' => f.write_char(character),
-            _ if character.is_control() => write!(f, "{}", character.escape_default()),
+            _ if acts_on_text(character) => write!(f, "{}", character.escape_default()),
             _ => f.write_char(character),
         })
     }

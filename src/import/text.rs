@@ -5,6 +5,8 @@ use std::rc::Rc;
 
 use super::line::SettingLine;
 use super::remark;
+// TOML does not allow control characters in comments
+pub(super) use crate::message::printable;
 
 /// TOML text that is being written.
 #[derive(Debug, Default)]
@@ -66,11 +68,6 @@ pub(super) fn quoted(text: &str) -> String {
 pub(super) fn list(texts: &[String]) -> String {
     let items: Vec<String> = texts.iter().map(|text| quoted(text)).collect();
     format!("[{}]", items.join(", "))
-}
-
-/// The text without control characters, which TOML does not allow in comments.
-pub(super) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 /// The text as a name in our configuration, which allows fewer characters.

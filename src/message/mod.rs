@@ -26,6 +26,7 @@
 mod alive;
 mod batch;
 pub(crate) mod fnv;
+mod shown;
 mod topic;
 pub mod via;
 
@@ -40,6 +41,7 @@ pub(crate) use self::alive::{AliveBytes, alive};
 pub use self::batch::BatchBuilder;
 pub(crate) use self::batch::{Batch, Entry, MOST_DEEP, Packed};
 use self::fnv::Fnv;
+pub(crate) use self::shown::{acts_on_text, printable};
 pub(crate) use self::topic::{Topic, TopicError, USUAL_LEVELS, levels};
 pub use self::topic::{TopicFilter, check_filter, check_topic, covers, matches, overlap};
 

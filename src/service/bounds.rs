@@ -3,7 +3,7 @@
 //! User names, client ids, topics, headers and reasons come from others. A user name has up to 64 kB, and
 //! whoever may only try to connect would fill the disk with a few of them. So no text of a log line is longer
 //! than stated here, whichever room writes the line, and whether it goes to journald, to stderr or to the
-//! page. Nor does a text have control characters, with which it could look like several lines.
+//! page. Nor does a text have characters with which it could look like several lines, or like another text.
 
 use std::fmt::{self, Write};
 
@@ -12,6 +12,8 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
+
+use crate::message::acts_on_text;
 
 /// The most bytes of the message, and of each field. With the fields that a line has, it is less than a pipe
 /// takes at once.
@@ -93,7 +95,7 @@ struct FittingText {
 impl Write for FittingText {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         self.left = self.left.checked_sub(text.len()).ok_or(fmt::Error)?;
-        if text.contains(char::is_control) { Err(fmt::Error) } else { Ok(()) }
+        if text.contains(acts_on_text) { Err(fmt::Error) } else { Ok(()) }
     }
 }
 
@@ -150,7 +152,7 @@ impl Write for CutText {
             if self.text.len() + c.len_utf8() > self.most {
                 return Err(fmt::Error);
             }
-            self.text.push(if c.is_control() { '?' } else { c });
+            self.text.push(if acts_on_text(c) { '?' } else { c });
         }
         Ok(())
     }

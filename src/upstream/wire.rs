@@ -8,7 +8,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::mark::SessionMark;
 use super::properties::{TOPIC_ALIAS, put_varint, varint_len};
 use super::settings::{UpstreamAddress, UpstreamSettings};
-use crate::message::{Qos, TopicFilter, via};
+use crate::message::{Qos, TopicFilter, acts_on_text, via};
 pub use crate::mqtt::Version;
 
 /// What an upstream granted when it accepted a connection.
@@ -336,9 +336,9 @@ pub(crate) fn words(code: &impl std::fmt::Debug) -> String {
 /// The most characters that are shown of a text from outside.
 const SAID: usize = 200;
 
-/// A text from outside in a form for the log: short, and without line breaks.
+/// A text from outside in a form for the log: short, and without what would act on the line.
 pub(crate) fn said(text: &str) -> String {
-    let shown = text.chars().take(SAID).map(|c| if c.is_control() { '?' } else { c });
+    let shown = text.chars().take(SAID).map(|c| if acts_on_text(c) { '?' } else { c });
     let shown: String = shown.collect();
     if text.chars().nth(SAID).is_some() { shown + "..." } else { shown }
 }
@@ -418,6 +418,12 @@ pub trait UpstreamClient: Send {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_say_acts_on_no_line() {
+        assert_eq!(said("a\n2026 ERROR\u{202e}b\u{2028}c"), "a?2026 ERROR?b?c");
+        assert_eq!(said(&"z".repeat(SAID + 1)).len(), SAID + 3);
+    }
 
     #[test]
     fn an_alias_makes_a_packet_longer_by_no_more_than_its_cost() {

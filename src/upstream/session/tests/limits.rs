@@ -66,12 +66,12 @@ fn a_rate_that_is_too_high_becomes_lower_until_all_messages_pass() {
     let mut bench = Bench::new(|settings| settings.max_inflight = 40);
     bench.append_many(0..100);
     // at most 5 messages in a second
-    let (mut now, mut connections, mut taken) = (1_000, 0, Vec::<u64>::new());
+    let (mut now, mut connections) = (1_000, 0);
     while bench.ledger().pending > 0 && now < 300_000 {
         let actions = bench.session.connected(V5, now);
         bench.perform(actions);
-        (connections, taken) = (connections + 1, Vec::new());
-        let mut id = 1;
+        connections += 1;
+        let (mut id, mut taken) = (1, Vec::<u64>::new());
         loop {
             bench.pump(now);
             let sent = bench.deliver(id).len();
