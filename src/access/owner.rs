@@ -34,6 +34,8 @@ const SECOND: &str = "/2";
 pub(crate) const SHELF: &str = "/no-rule";
 /// Suffix of the name under which messages wait whose topic their upstream does not take.
 pub(crate) const DENIED: &str = "/denied";
+/// Suffix of the name under which messages wait that are larger than the present address of their upstream takes.
+pub(crate) const LARGE: &str = "/too-large";
 
 /// The name under which messages wait for an upstream.
 pub(crate) fn upstream_consumer(upstream: &str) -> String {
@@ -55,6 +57,11 @@ pub(crate) fn denied_consumer(upstream: &str) -> String {
     format!("{UPSTREAM}{upstream}{DENIED}")
 }
 
+/// The name under which messages wait that are larger than the present address of their upstream takes.
+pub(crate) fn large_consumer(upstream: &str) -> String {
+    format!("{UPSTREAM}{upstream}{LARGE}")
+}
+
 impl ConsumerOwner<'_> {
     /// Takes the owner from a consumer's lasting name.
     pub(crate) fn of(name: &str) -> ConsumerOwner<'_> {
@@ -64,7 +71,7 @@ impl ConsumerOwner<'_> {
         }
         match (name.strip_prefix(UPSTREAM), name.strip_prefix("session/")) {
             (Some(upstream), _) => {
-                let mut suffixes = [SECOND, SHELF, DENIED].into_iter();
+                let mut suffixes = [SECOND, SHELF, DENIED, LARGE].into_iter();
                 let shorter = suffixes.find_map(|suffix| upstream.strip_suffix(suffix));
                 ConsumerOwner::Upstream(shorter.unwrap_or(upstream))
             }
@@ -110,6 +117,7 @@ mod tests {
             ("upstream/home/2", "upstream home"),
             ("upstream/home/no-rule", "upstream home"),
             ("upstream/home/denied", "upstream home"),
+            ("upstream/home/too-large", "upstream home"),
             ("session/upstream/2", "the session of client upstream/2"),
             ("share/u/g/a/#", "the shared subscription g/a/#"),
             ("", "a consumer whose name was lost"),

@@ -77,8 +77,8 @@ fn show(name: String, consumers: Vec<ConsumerId>, journal: Journal) -> UpstreamS
     })
 }
 
-/// Removes the messages that wait for an upstream, or `NAME/no-rule` for those that none of its rules matches, or `NAME/denied` for
-/// those whose topic it does not take, from the journal in this data directory, which no gateway may be using. Returns their number, or `None` if the journal has no such upstream.
+/// Removes the messages that wait for an upstream, or `NAME/no-rule` for those that none of its rules matches, `NAME/denied` for
+/// those whose topic it does not take, or `NAME/too-large` for those that are larger than its address takes, from the journal in this data directory, which no gateway may be using. Returns their number, or `None` if the journal has no such upstream.
 pub(crate) fn discard(data_dir: &Path, upstream: &str) -> Result<Option<usize>, AppError> {
     let lock = DataDir::open(data_dir)?;
     let storage = Arc::new(FileStorage::new(&data_dir.join("journal")));

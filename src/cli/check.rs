@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::{CliError, OUTPUT, print};
-use crate::access::owner::{ConsumerOwner, DENIED, SHELF, denied_consumer, shelf_consumer};
+use crate::access::owner::{ConsumerOwner, DENIED, LARGE, SHELF, denied_consumer, large_consumer, shelf_consumer};
 use crate::app::data_dir::obstacle as obstacle_to;
 use crate::config::{self, ConfigProblem};
 use crate::import::kind_of_file;
@@ -125,6 +125,7 @@ fn orphans(settings: &config::Settings) -> Vec<FileFinding> {
     let mut unknown: BTreeMap<&str, u64> = BTreeMap::new();
     let mut shelved: BTreeMap<&str, u64> = BTreeMap::new();
     let mut denied: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut large: BTreeMap<&str, u64> = BTreeMap::new();
     for (consumer, messages) in consumers.iter().filter(|(_, messages)| *messages > 0) {
         let ConsumerOwner::Upstream(name) = ConsumerOwner::of(consumer) else { continue };
         if !settings.upstreams.iter().any(|upstream| upstream.name == name) {
@@ -133,6 +134,8 @@ fn orphans(settings: &config::Settings) -> Vec<FileFinding> {
             *shelved.entry(name).or_default() += messages;
         } else if **consumer == *denied_consumer(name) {
             *denied.entry(name).or_default() += messages;
+        } else if **consumer == *large_consumer(name) {
+            *large.entry(name).or_default() += messages;
         }
     }
     let finding = |why: String, discard: String| {
@@ -155,7 +158,11 @@ fn orphans(settings: &config::Settings) -> Vec<FileFinding> {
         let why = format!("{messages} messages wait for upstream {name}, which did not take their topics");
         finding(why, format!("{name}{DENIED}"))
     });
-    unknown.chain(shelved).chain(denied).collect()
+    let large = large.into_iter().map(|(name, messages)| {
+        let why = format!("{messages} messages wait for upstream {name}, which were larger than its address took");
+        finding(why, format!("{name}{LARGE}"))
+    });
+    unknown.chain(shelved).chain(denied).chain(large).collect()
 }
 
 fn show(report: &CheckReport) -> Result<(), CliError> {

@@ -13,7 +13,7 @@ use std::future::pending;
 
 use super::settings::Order;
 use super::wire::Role;
-use crate::access::owner::{denied_consumer, second_consumer, shelf_consumer, upstream_consumer};
+use crate::access::owner::{denied_consumer, large_consumer, second_consumer, shelf_consumer, upstream_consumer};
 use crate::journal::{Backlog, ConsumerId, Delivery, Journal, Limits, Outcome, Position, Reader};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -128,7 +128,8 @@ impl Consumers {
                 || order == Order::LiveFirst
                 || is_known(&name)
                 || is_known(&shelf_consumer(upstream))
-                || is_known(&denied_consumer(upstream));
+                || is_known(&denied_consumer(upstream))
+                || is_known(&large_consumer(upstream));
             is_needed.then(|| journal.register(&name, limits))
         });
         Consumers { journal: journal.clone(), upstream: upstream.to_owned(), limits, ids }
@@ -168,7 +169,8 @@ impl Consumers {
         // the second lane may have been added since this was made
         let second = second_consumer(&self.upstream);
         let second = self.ids[Lane::Second.index()].is_none().then_some(second);
-        let others = second.into_iter().chain([shelf_consumer(&self.upstream), denied_consumer(&self.upstream)]);
+        let shelves = [shelf_consumer, denied_consumer, large_consumer].map(|name| name(&self.upstream));
+        let others = second.into_iter().chain(shelves);
         others.fold(self.backlog(), |sum, name| sum.plus(&self.journal.backlog_of(&name).unwrap_or_default()))
     }
 

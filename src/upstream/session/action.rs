@@ -40,4 +40,9 @@ pub(crate) enum SessionAction {
     Deny(Lane, Position),
     /// Look for messages that were put aside because of their topic and that may go up now.
     TakeBack,
+    /// Put the message at this position onto the shelf, because another connection may take packets of its size: see
+    /// [`super::packet_limits`].
+    KeepLarge(Lane, Position),
+    /// Look for such messages that may go up now, or that no address takes any more.
+    TakeBackLarge,
 }

@@ -41,7 +41,7 @@ impl UpstreamSession {
         let opening = self.opening.deadline();
         let passed = self.holds_up().map(|(_, due)| due).filter(|_| self.link.is_some());
         let put_off = self.put_off_deadline().filter(|_| self.link.is_some());
-        let again = [self.refusal_deadline(), self.status_deadline()];
+        let again = [self.refusal_deadline(), self.status_deadline(), self.packet_limits.deadline()];
         let all = [self.answer_deadline(), pause, opening, self.throttle.deadline(), passed, put_off];
         all.into_iter().chain(again).flatten().min()
     }
@@ -55,6 +55,7 @@ impl UpstreamSession {
         self.put_off.time(now);
         self.denied.time(now);
         let mut actions = Vec::new();
+        actions.extend(self.packet_limits.time(now).then_some(SessionAction::TakeBackLarge));
         self.opening_time(now, &mut actions);
         self.refusal_time(now, &mut actions);
         self.status_time(now, &mut actions);

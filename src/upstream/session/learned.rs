@@ -47,6 +47,7 @@ impl Learned {
 impl UpstreamSession {
     /// Chooses the address of the next connection.
     pub(crate) fn at_address(&mut self, address: usize) {
+        self.packet_limits.at_address(address);
         if self.learned.address == address {
             return;
         }

@@ -45,11 +45,13 @@ mod limits;
 mod opening;
 mod outgoing;
 mod own;
+mod packet_limits;
 mod put_off;
 mod quota;
 mod rate;
 mod refusals;
 mod sent;
+mod settling;
 mod suspect;
 mod suspicion;
 mod under_way;
@@ -67,6 +69,9 @@ use self::limits::LearnedLimits;
 pub(crate) use self::opening::FILTERS;
 use self::opening::SessionOpening;
 use self::own::NotAccepted;
+use self::packet_limits::PacketLimits;
+#[cfg(test)]
+pub(crate) use self::packet_limits::SMALLER_MS;
 use self::put_off::PutOff;
 use self::quota::UpstreamQuota;
 use self::rate::Throttle;
@@ -133,6 +138,7 @@ pub(crate) struct UpstreamSession {
     opening: SessionOpening,
     learned: Learned,
     limits: LearnedLimits,
+    packet_limits: PacketLimits,
     granted: Granted,
     throttle: Throttle,
     /// Whether the upstream does not accept the retain flag.
@@ -180,6 +186,8 @@ pub(crate) struct UpstreamSession {
 impl UpstreamSession {
     /// A conversation before the first connection.
     pub(crate) fn new(rules: UpstreamRules, settings: &UpstreamSettings) -> UpstreamSession {
+        let mut packet_limits = PacketLimits::default();
+        packet_limits.set_settings(settings);
         UpstreamSession {
             name: settings.name.clone(),
             origin: Origin::upstream(&settings.name),
@@ -201,6 +209,7 @@ impl UpstreamSession {
             opening: SessionOpening::default(),
             learned: Learned::default(),
             limits: LearnedLimits::default(),
+            packet_limits,
             granted: Granted::default(),
             throttle: Throttle::new(settings.rate),
             retain_refused: RememberedRefusal::default(),
@@ -239,6 +248,7 @@ impl UpstreamSession {
         self.max_inflight = settings.max_inflight;
         self.keep_alive_ms = settings.keep_alive.as_millis() as u64;
         self.throttle.set_rate(settings.rate);
+        self.packet_limits.set_settings(settings);
         self.status_topic = settings.status_topic.as_ref().map(|topic| topic.as_str().to_owned());
     }
 
@@ -268,6 +278,7 @@ impl UpstreamSession {
         let link = self.taken(link);
         self.link = Some(link);
         self.learned.connected(self.keep_alive_ms, now);
+        self.packet_limits.connected(link.max_packet_size, now);
         let mut actions = Vec::new();
         self.resume_exchanges(link.session_present, &mut actions);
         self.suspicion.connected(now);
@@ -290,6 +301,7 @@ impl UpstreamSession {
     /// Handles the end of the connection.
     pub(crate) fn disconnected(&mut self, why: &Broken, now: u64) -> Vec<SessionAction> {
         self.link = None;
+        self.packet_limits.disconnected();
         let mut actions = Vec::new();
         let is_explained = std::mem::take(&mut self.is_explained);
         match why {
@@ -411,87 +423,6 @@ impl UpstreamSession {
         let in_flight = SentMessage::new(Some(source), now);
         self.hand_over(in_flight, usize::MAX, is_current, now, &mut actions);
         actions
-    }
-
-    /// Settles ended messages up to the first one that has not ended and is not passed over. While messages are sent
-    /// one at a time, settles all ended ones.
-    fn settle(&mut self, actions: &mut Vec<SessionAction>) {
-        let mut at = 0;
-        // the first message of each lane that is passed over: the ordinal from which on nothing goes past it, and its place
-        let mut passed: [Option<(u64, usize)>; 2] = [None; 2];
-        let is_far = |passed: &[Option<(u64, usize)>; 2], source: &SentFrom| {
-            passed[source.lane.index()].is_some_and(|(end, _)| source.ordinal >= end)
-        };
-        while let Some(message) = self.in_flight.get(at) {
-            match (message.outcome, &message.source) {
-                (Some(_), Some(source)) if is_far(&passed, source) => {
-                    if let Some((_, first)) = passed[source.lane.index()]
-                        && self.may_pass(&self.in_flight[first]) <= MOST_PASSED
-                    {
-                        self.start_move(first, actions);
-                    }
-                    at += 1;
-                }
-                (Some(outcome), _) => match self.in_flight.remove(at) {
-                    Some(SentMessage { source: Some(source), .. }) => self.end(source, outcome, actions),
-                    Some(SentMessage { number, .. }) => self.not_accepted.ended(number, outcome),
-                    None => {}
-                },
-                (None, source) if message.is_passed || message.waits => {
-                    if let Some(source) = source {
-                        let end = source.ordinal + self.may_pass(message);
-                        passed[source.lane.index()].get_or_insert((end, at));
-                    }
-                    at += 1;
-                }
-                (None, _) if self.is_cautious() => at += 1,
-                (None, _) => break,
-            }
-        }
-        if self.is_out_of_ids() {
-            self.look_at_spread();
-        }
-        if self.held == 0 {
-            self.suspicion.settle();
-        }
-    }
-
-    /// Ends a message with this outcome.
-    fn end(&mut self, source: SentFrom, outcome: LedgerOutcome, actions: &mut Vec<SessionAction>) {
-        self.under_way.end(&source);
-        let SentFrom { lane, position, message, .. } = source;
-        self.suspicion.past(lane, position);
-        self.put_off.past(lane, position);
-        if !self.denied.is_empty() {
-            self.topic_ended((lane, position), &message, outcome, actions);
-        }
-        self.not_accepted.settled(&message, outcome);
-        let why = match outcome {
-            LedgerOutcome::Dropped(DropReason::Refused) => "the upstream refuses it",
-            LedgerOutcome::Dropped(DropReason::TooLarge) => "it is larger than the upstream takes",
-            // of the gateway's own announcements only useful ones are meant for an upstream
-            LedgerOutcome::Dropped(DropReason::NoRule) if message.view().origin() != self.announcer => {
-                if !self.rules.is_meant(message.view().topic()) {
-                    self.unmeant.push((lane, position, message));
-                    actions.push(SessionAction::Shelve(lane, position));
-                    return;
-                }
-                "its topic would not be valid there"
-            }
-            LedgerOutcome::Dropped(DropReason::EndsConnection) => {
-                self.unmeant.push((lane, position, message));
-                actions.push(SessionAction::Deny(lane, position));
-                return;
-            }
-            LedgerOutcome::Dropped(DropReason::Loop) => "it has passed through too many gateways: is there a loop?",
-            _ => "",
-        };
-        if let LedgerOutcome::Dropped(reason) = outcome
-            && !why.is_empty()
-        {
-            self.counts.add_loss(&self.name, reason, message.view().topic(), why);
-        }
-        actions.push(SessionAction::Settle(lane, position, outcome));
     }
 }
 

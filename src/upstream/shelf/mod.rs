@@ -7,7 +7,7 @@
 //!
 //! Messages whose topic an upstream denies ([`super::session`]) go to a second shelf. They come back when the session says so. The
 //! oldest of them gives way when a limit is reached, also with `when_full = "refuse"`, because they must not keep out messages
-//! that the upstream takes.
+//! that the upstream takes. The same holds for a third shelf, for messages that are larger than the present address takes.
 
 mod look;
 
@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 pub(super) use self::look::ShelfMove;
 use self::look::{LookStep, ShelfLook};
-use crate::access::owner::{SHELF, denied_consumer, shelf_consumer};
+use crate::access::owner::{SHELF, denied_consumer, large_consumer, shelf_consumer};
 use crate::journal::{Backlog, ConsumerId, Full, Journal, Limits, Position, WhenFull};
 use crate::message::{Message, TopicFilter};
 
@@ -58,6 +58,12 @@ impl Shelf {
     pub(super) fn of_denied(journal: &Journal, upstream: &str, limits: Limits) -> Shelf {
         let limits = Limits { when_full: WhenFull::DropOldest, ..limits };
         Shelf::named(journal, upstream, denied_consumer(upstream), limits)
+    }
+
+    /// The shelf of this upstream for what is larger than its address takes.
+    pub(super) fn of_large(journal: &Journal, upstream: &str, limits: Limits) -> Shelf {
+        let limits = Limits { when_full: WhenFull::DropOldest, ..limits };
+        Shelf::named(journal, upstream, large_consumer(upstream), limits)
     }
 
     fn named(journal: &Journal, upstream: &str, consumer: String, limits: Limits) -> Shelf {

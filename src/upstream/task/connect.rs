@@ -65,6 +65,7 @@ impl<C: UpstreamClient> Upstream<C> {
             self.asked.connected(&self.current, address, link.session_present);
         }
         let actions = self.session.connected(link, now);
+        self.look_at_large();
         let excess = self.asked.in_excess(&self.session.subscriptions());
         let excess = excess.chunks(FILTERS).map(|part| SessionAction::Unsubscribe(part.to_vec()));
         let alive = self.perform(actions);

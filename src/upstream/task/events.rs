@@ -106,6 +106,14 @@ impl<C: UpstreamClient> Upstream<C> {
                     self.look_at_denied();
                     Ok(())
                 }
+                SessionAction::KeepLarge(lane, position) => {
+                    self.keep_large(lane, position);
+                    Ok(())
+                }
+                SessionAction::TakeBackLarge => {
+                    self.look_at_large();
+                    Ok(())
+                }
                 SessionAction::Break | SessionAction::Renew => {
                     alive = false;
                     Ok(())

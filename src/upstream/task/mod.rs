@@ -109,6 +109,8 @@ pub struct Upstream<C> {
     mark: SessionMark,
     shelf: Shelf,
     denied: Shelf,
+    /// Messages that are larger than the present address takes.
+    large: Shelf,
     /// Whether the shelf of denied topics must be looked through.
     wants_denied: bool,
     /// Messages that have no room on their shelf yet.
@@ -191,6 +193,7 @@ impl<C: UpstreamClient> Upstream<C> {
         let mark = SessionMark::restore(journal, &current.name);
         let shelf = Shelf::new(journal, &current.name, limits);
         let denied = Shelf::of_denied(journal, &current.name, limits);
+        let large = Shelf::of_large(journal, &current.name, limits);
         let asked = AskedRecord::new(journal, &current.name);
         let mut session = UpstreamSession::new(rules, &current);
         for (lane, consumer) in consumers.all().filter(|_| mark.is_exact() == Some(true)) {
@@ -228,6 +231,7 @@ impl<C: UpstreamClient> Upstream<C> {
             mark,
             shelf,
             denied,
+            large,
             wants_denied: true,
             to_shelve: VecDeque::new(),
             asked,
@@ -396,6 +400,7 @@ impl<C: UpstreamClient> Upstream<C> {
                 () = tokio::task::yield_now(), if waits.has_more => {}
                 () = self.shelf.ready(), if self.shelf.is_looking() && !waits.has_more => {}
                 () = self.denied.ready(), if self.denied.is_looking() && !waits.has_more => {}
+                () = self.large.ready(), if self.large.is_looking() && !waits.has_more => {}
                 () = self.readers.ready(), if waits.has_room && !waits.has_more => {}
                 () = pulse.asked() => {
                     pulse.answer();

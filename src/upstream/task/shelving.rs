@@ -1,5 +1,5 @@
 //! Keeps messages that no rule matches any more, and sends them when a rule matches them again; and those whose topic the
-//! upstream does not take.
+//! upstream does not take, or that are larger than its address takes.
 
 use super::Upstream;
 use crate::exchange::trace::TraceEvent;
@@ -7,7 +7,7 @@ use crate::journal::{Outcome, Position};
 use crate::message::Message;
 use crate::upstream::lanes::Lane;
 use crate::upstream::rule::UpstreamRules;
-use crate::upstream::shelf::ShelfMove;
+use crate::upstream::shelf::{Shelf, ShelfMove};
 use crate::upstream::wire::{Role, UpstreamClient};
 
 /// What a shelf is for.
@@ -17,6 +17,19 @@ enum ShelfFor {
     NoRule,
     /// Messages whose topic the upstream does not take.
     Denied,
+    /// Messages that are larger than the present address takes.
+    Large,
+}
+
+impl ShelfFor {
+    /// What a trace says of a message that goes there.
+    fn held(self) -> &'static str {
+        match self {
+            ShelfFor::NoRule => "held: no rule matches it any more",
+            ShelfFor::Denied => "held: the upstream closes the connection at messages on its topic",
+            ShelfFor::Large => "held: it is larger than this address of the upstream takes",
+        }
+    }
 }
 
 /// A message of a lane that is to be put onto a shelf.
@@ -39,6 +52,11 @@ impl<C: UpstreamClient> Upstream<C> {
         self.put_on(ShelfFor::Denied, lane, position);
     }
 
+    /// Puts a message aside because of its size.
+    pub(super) fn keep_large(&mut self, lane: Lane, position: Position) {
+        self.put_on(ShelfFor::Large, lane, position);
+    }
+
     fn put_on(&mut self, shelf: ShelfFor, lane: Lane, position: Position) {
         let Some(message) = self.session.unmeant(lane, position) else { return };
         self.to_shelve.push_back(ToShelve { shelf, lane, position, message });
@@ -50,7 +68,11 @@ impl<C: UpstreamClient> Upstream<C> {
     pub(super) fn put_all(&mut self) -> bool {
         while let Some(next) = self.to_shelve.front() {
             let (is_for, message) = (next.shelf, &next.message);
-            let shelf = if is_for == ShelfFor::NoRule { &mut self.shelf } else { &mut self.denied };
+            let shelf = match is_for {
+                ShelfFor::NoRule => &mut self.shelf,
+                ShelfFor::Denied => &mut self.denied,
+                ShelfFor::Large => &mut self.large,
+            };
             // what it moves is older
             if shelf.is_looking() {
                 return false;
@@ -63,17 +85,14 @@ impl<C: UpstreamClient> Upstream<C> {
             match (&result, is_for) {
                 // after a crash in between both are there, because the outcome is written later
                 (Ok(place), _) => {
-                    let why = match is_for {
-                        ShelfFor::NoRule => "held: no rule matches it any more",
-                        ShelfFor::Denied => "held: the upstream closes the connection at messages on its topic",
-                    };
                     self.readers.settle(lane, position, Outcome::Moved);
-                    self.door.trace_move((position, *place), Some(why), &self.name);
+                    self.door.trace_move((position, *place), Some(is_for.held()), &self.name);
                 }
                 (Err(_), _) => {
                     let outcome = match is_for {
                         ShelfFor::NoRule => self.session.drop_unmeant(&message),
                         ShelfFor::Denied => self.session.drop_denied(&message),
+                        ShelfFor::Large => self.session.drop_large(&message),
                     };
                     self.readers.settle(lane, position, outcome.in_journal());
                     self.door.trace(position, TraceEvent::Settled(outcome.shown()), &self.name);
@@ -93,7 +112,8 @@ impl<C: UpstreamClient> Upstream<C> {
 
     /// Whether messages for a shelf, or from one, wait until more is on disk.
     pub(super) fn waits_for_room(&self) -> bool {
-        self.shelf.waits_for_room() || self.denied.waits_for_room() || !self.to_shelve.is_empty()
+        let is_waiting = [&self.shelf, &self.denied, &self.large].into_iter().any(Shelf::waits_for_room);
+        is_waiting || !self.to_shelve.is_empty()
     }
 
     /// Begins to look for messages that may go up although their topic was denied.
@@ -122,13 +142,16 @@ impl<C: UpstreamClient> Upstream<C> {
 
     /// Whether a shelf is being looked through. New messages wait for that.
     pub(super) fn is_looking(&self) -> bool {
-        self.shelf.is_looking() || self.denied.is_looking()
+        self.shelf.is_looking() || self.denied.is_looking() || self.large.is_looking()
     }
 
     /// Takes messages from the shelves, and returns whether there may be more in memory.
     pub(super) fn take_from_shelves(&mut self) -> bool {
         if self.shelf.is_looking() {
             return self.take_from_shelf();
+        }
+        if self.large.is_looking() {
+            return self.take_large();
         }
         let to = self.consumers.id(self.lanes.for_old());
         let session = &mut self.session;
@@ -138,6 +161,35 @@ impl<C: UpstreamClient> Upstream<C> {
         if self.denied.is_done() {
             self.wants_denied = false;
             self.session.took_back();
+        }
+        more
+    }
+
+    /// Begins to look for messages that were too large for an earlier connection, if this one may take them, or none does.
+    pub(super) fn look_at_large(&mut self) {
+        if self.large.backlog().messages == 0 {
+            self.session.took_back_large();
+            return;
+        }
+        if !self.session.wants_large() {
+            return;
+        }
+        // what comes back goes before what is newer
+        if self.consumers.add_second() {
+            self.readers.add_second(&self.consumers);
+        }
+        self.large.look_at_all();
+    }
+
+    /// Takes large messages from their shelf, and returns whether there may be more in memory.
+    fn take_large(&mut self) -> bool {
+        let to = self.consumers.id(self.lanes.for_old());
+        let session = &self.session;
+        let more = self.large.take_back(|message| session.takes_back_large(message), to);
+        let moves = self.large.take_moves();
+        self.trace_moves(moves, "taken up again: it may be sent now");
+        if self.large.is_done() {
+            self.session.took_back_large();
         }
         more
     }

@@ -3,6 +3,7 @@
 mod attempts;
 mod exact;
 mod lanes;
+mod limits;
 mod line;
 mod pulse;
 mod real;

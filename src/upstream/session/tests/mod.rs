@@ -5,6 +5,7 @@ mod limits;
 mod loops;
 mod opening;
 mod outgoing;
+mod packet_limits;
 mod put_off;
 mod refusals;
 mod strict;
@@ -52,6 +53,8 @@ struct Bench {
     shelved: Vec<String>,
     /// The messages whose topic is denied.
     denied: Vec<Message>,
+    /// The messages that are larger than the connection takes, and how often these were looked at.
+    large: (Vec<Message>, usize),
 }
 
 fn draft<'a>(topic: &'a str, payload: &'a [u8]) -> Draft<'a> {
@@ -88,6 +91,7 @@ impl Bench {
             released,
             shelved,
             denied,
+            large: (Vec::new(), 0),
         }
     }
 
@@ -130,6 +134,11 @@ impl Bench {
                     }
                 }
                 SessionAction::TakeBack => self.take_back(),
+                SessionAction::KeepLarge(lane, position) => {
+                    self.large.0.push(self.session.unmeant(lane, position).unwrap());
+                    self.settle(lane, position, crate::journal::Outcome::Moved);
+                }
+                SessionAction::TakeBackLarge => self.take_back_large(),
                 SessionAction::Break => self.broken = true,
                 SessionAction::Renew => self.renewed = true,
                 SessionAction::Move(lane, position) => {
@@ -174,6 +183,27 @@ impl Bench {
             }
         }
         self.session.took_back();
+    }
+
+    /// Appends what comes back from the shelf of large messages.
+    fn take_back_large(&mut self) {
+        if !self.large.0.is_empty() {
+            if !self.session.wants_large() {
+                return;
+            }
+            self.large.1 += 1;
+        }
+        for message in std::mem::take(&mut self.large.0) {
+            if self.session.takes_back_large(&message) {
+                let position = self.journal.append(&message, &[self.old.0]).unwrap();
+                while *self.journal.synced().borrow() < position {
+                    std::thread::yield_now();
+                }
+            } else {
+                self.large.0.push(message);
+            }
+        }
+        self.session.took_back_large();
     }
 
     fn connect(&mut self, link: Link) {
