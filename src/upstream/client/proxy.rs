@@ -11,6 +11,8 @@ use crate::upstream::wire::{BeginStep, Broken};
 
 /// The most bytes of a proxy's answer that are read.
 const MOST: usize = 8 << 10;
+/// The most ways to sign in that are looked at.
+const MOST_SCHEMES: usize = 8;
 // the numbers of RFC 1928
 const SOCKS: u8 = 5;
 const NO_LOGIN: u8 = 0;
@@ -54,15 +56,33 @@ pub async fn http(
     }
     match status(&answer[begin..]) {
         Some(status) if status.starts_with('2') => Ok(()),
-        Some("407") => Err(Broken::Lasting(
-            "it wants a user name and password (407): proxy = \"http://USER:PASSWORD@HOST:PORT\"".into(),
-        )),
+        Some("407") => Err(Broken::Lasting(login_refused(&answer[begin..], proxy.login.is_some()))),
         Some(status) => {
             let why = format!("it does not connect to {authority}: HTTP status {status}");
             // of the others some tell that the upstream cannot be reached, which is no fault of the proxy
             Err(if status == "403" { Broken::Lasting(why) } else { Broken::Failed(why) })
         }
         None => Err(Broken::OtherThan(BeginStep::HttpProxy, "what it says is not HTTP".into())),
+    }
+}
+
+/// What is wrong if a proxy answers 407 [RFC 9110 section 15.5.8]. `had_login` tells that a user name and password were sent.
+fn login_refused(answer: &[u8], had_login: bool) -> String {
+    let answer = String::from_utf8_lossy(answer);
+    let fields = answer.lines().filter_map(|line| line.split_once(':'));
+    let offers = fields.filter(|(name, _)| name.eq_ignore_ascii_case("proxy-authenticate"));
+    // several schemes may stand in one field, each with parameters behind commas
+    let words = offers.flat_map(|(_, value)| value.split(',')).filter_map(|part| part.split_whitespace().next());
+    let schemes: Vec<&str> = words.filter(|word| !word.contains('=')).take(MOST_SCHEMES).collect();
+    let takes_basic = schemes.is_empty() || schemes.iter().any(|scheme| scheme.eq_ignore_ascii_case("basic"));
+    match (takes_basic, had_login) {
+        (true, false) => "it wants a user name and password (407): proxy = \"http://USER:PASSWORD@HOST:PORT\"".into(),
+        (true, true) => "it does not accept the user name and password of proxy (407)".into(),
+        (false, _) => {
+            // nothing of an answer may look like a line of the log
+            let schemes = schemes.join(", ").escape_debug().to_string();
+            format!("it wants another way to sign in than a user name and password (407): {schemes}")
+        }
     }
 }
 
@@ -231,13 +251,32 @@ mod tests {
         let answer = (with_login.len(), &b"HTTP/1.0 407 Proxy Authentication Required\r\n\r\n"[..]);
         let (asked, result) = ask("http://me:pw@p", "h", &[answer]).await;
         assert_eq!(asked, with_login);
-        assert!(matches!(result, Err(Broken::Lasting(why)) if why.contains("407")));
+        assert_eq!(result, Err(Broken::Lasting("it does not accept the user name and password of proxy (407)".into())));
         let refused = (request.len(), &b"HTTP/1.1 403 Forbidden\r\n\r\n"[..]);
         assert!(matches!(ask("http://p", "h", &[refused]).await.1, Err(Broken::Lasting(why)) if why.contains("403")));
         let gone = (request.len(), &b"HTTP/1.1 503 Service Unavailable\r\n\r\n"[..]);
         assert!(matches!(ask("http://p", "h", &[gone]).await.1, Err(Broken::Failed(why)) if why.contains("503")));
         let other = (request.len(), &b"SSH-2.0-x\r\n\r\n"[..]);
         assert!(ask("http://p", "h", &[other]).await.1.unwrap_err().to_string().contains("not HTTP"));
+    }
+
+    #[test]
+    fn advice_about_a_login_fits_what_is_configured_and_what_the_proxy_takes() {
+        let answer = |fields: &str| format!("HTTP/1.1 407 x\r\n{fields}\r\n").into_bytes();
+        let basic = "Proxy-Authenticate: Basic realm=\"a b\", charset=\"UTF-8\"\r\n";
+        let other = "Proxy-Authenticate: Negotiate\r\nproxy-authenticate:NTLM\r\n";
+        for (fields, had_login, expected) in [
+            ("", false, "http://USER:PASSWORD@"),
+            (basic, false, "http://USER:PASSWORD@"),
+            (basic, true, "does not accept the user name and password"),
+            (other, false, "another way to sign in than a user name and password (407): Negotiate, NTLM"),
+            (other, true, "another way to sign in than a user name and password (407): Negotiate, NTLM"),
+            ("Proxy-Authenticate: Digest realm=\"x\", nonce=y, Basic realm=\"z\"\r\n", true, "does not accept"),
+            ("Proxy-Authenticate: a\x1b[2J\r\n", true, "a\\u{1b}[2J"),
+        ] {
+            let said = login_refused(&answer(fields), had_login);
+            assert!(said.contains(expected), "{fields:?}: {said}");
+        }
     }
 
     #[tokio::test]

@@ -378,11 +378,12 @@ impl UpstreamConnection {
         if self.oversized.is_some() {
             return Ok(self.go_past());
         }
+        // what is no MQTT may be shorter than the length that it seems to have
+        self.input.first().map_or(Ok(()), |first| check_kind(*first, self.version, self.is_open))?;
         let Some(length) = packet_length(&self.input)? else { return Ok(None) };
         if length > self.max_incoming {
             return self.pass_over(length);
         }
-        check_kind(self.input[0], self.version, self.is_open)?;
         if self.input.len() < length {
             return Ok(None);
         }
@@ -474,12 +475,12 @@ fn bare(kind: u8, out: &mut BytesMut) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether an upstream may send a packet that begins with this byte. Before it has accepted the connection, what looks like
-/// a packet of a client is none: an alert of TLS begins like CONNECT.
+/// Whether an upstream may send a packet that begins with this byte. Before it has accepted the connection, that is a CONNACK or
+/// DISCONNECT without flags [MQTT-2.1.3, MQTT-3.2.0-1]; text and alerts of TLS look like other packets.
 fn check_kind(first: u8, version: Version, is_open: bool) -> Result<(), Broken> {
     let name = match first >> 4 {
+        1..=14 if !is_open && !matches!(first, 0x20 | 0xe0) => return Err(Broken::Garbled),
         2..=7 | 9 | 11 | 13 | 14 => return Ok(()),
-        1 | 8 | 10 | 12 if !is_open => return Err(Broken::Garbled),
         1 => "CONNECT",
         8 => "SUBSCRIBE",
         10 => "UNSUBSCRIBE",

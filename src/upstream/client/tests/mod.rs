@@ -1,5 +1,6 @@
 //! Tests of what the client sends and accepts, with a simulated upstream.
 
+mod first;
 mod line;
 
 use std::pin::Pin;
