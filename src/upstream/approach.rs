@@ -9,8 +9,6 @@
 //! **Will.** An upstream may refuse or close the connection because of the will, or never answer: its retain flag, its QoS
 //! or its topic. If that may be the reason, the next attempt leaves out the flag, and then the whole will. What works
 //! is kept for an hour if the answer was clear, and otherwise for a minute, because the upstream may have been starting.
-//! If there was no answer at all, the upstream may have hung. So when it accepts a connection without the will, the whole will
-//! is offered once more at once, before anything is sent. Only if that is not answered either, the will is the reason.
 //!
 //! **Pause.** An address that asks to be left alone is not tried for a minute at least, also if another one is.
 
@@ -56,10 +54,6 @@ struct KnownAddress {
     trial: Option<StatusWill>,
     /// Whether the last such doubt came from an answer that an upstream may also give while it is starting.
     is_doubtful: bool,
-    /// Whether it came from an attempt without any answer.
-    is_unanswered: bool,
-    /// The will that was accepted, while it is found out whether the whole one is not answered.
-    proving: Option<StatusWill>,
     /// The same for the version.
     is_version_doubtful: bool,
     /// The number of times in a row that the address asked to be left alone, and the time until which it is, in milliseconds
@@ -81,17 +75,6 @@ pub(crate) struct Past {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Approach {
     known: Vec<KnownAddress>,
-}
-
-/// The consequence of an accepted attempt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum AcceptedOffer {
-    /// The connection is used.
-    Usual,
-    /// The same, and the will was the reason for earlier refusals.
-    WithoutWill,
-    /// Try once more at once, because it is not known whether the will was the reason.
-    OnceMore,
 }
 
 /// The consequence of a failed attempt.
@@ -163,8 +146,6 @@ impl Approach {
             known.will = StatusWill::Whole;
         }
         let will = match known.trial.unwrap_or(known.will) {
-            _ if known.proving.is_some() && retain_refused => StatusWill::WithoutRetain,
-            _ if known.proving.is_some() => StatusWill::Whole,
             _ if settings.status_topic.is_none() => StatusWill::None,
             StatusWill::Whole if retain_refused => StatusWill::WithoutRetain,
             will => will,
@@ -173,14 +154,14 @@ impl Approach {
         ConnectOffer { version, will, is_trial, has_small_segments: false }
     }
 
-    /// Records that an attempt was accepted.
+    /// Records that an attempt was accepted, and returns whether the will was the reason for earlier refusals.
     pub(crate) fn accepted(
         &mut self,
         settings: &UpstreamSettings,
         address: usize,
         offer: ConnectOffer,
         now: u64,
-    ) -> AcceptedOffer {
+    ) -> bool {
         let known = self.at(address);
         known.past = Past { has_begun: true, has_worked: true };
         (known.sent_away, known.away_until) = (0, 0);
@@ -195,15 +176,12 @@ impl Approach {
             }
             _ => {}
         }
-        known.proving = None;
-        let Some(will) = known.trial.take() else { return AcceptedOffer::Usual };
-        if known.is_doubtful && known.is_unanswered {
-            known.proving = Some(will);
-            return AcceptedOffer::OnceMore;
+        let is_news = known.trial.is_some();
+        if let Some(will) = known.trial.take() {
+            let time = if known.is_doubtful { DOUBTFUL_MS } else { REMEMBERED_MS };
+            (known.will, known.will_until) = (will, now + time);
         }
-        let time = if known.is_doubtful { DOUBTFUL_MS } else { REMEMBERED_MS };
-        (known.will, known.will_until) = (will, now + time);
-        AcceptedOffer::WithoutWill
+        is_news
     }
 
     /// Records that an attempt failed.
@@ -217,10 +195,6 @@ impl Approach {
         let known = self.at(address);
         known.past.has_begun |=
             matches!(why, Broken::Version | Broken::Refused(..) | Broken::SentAway(_) | Broken::Garbled);
-        if let Some(will) = known.proving.take().filter(|_| *why == Broken::Silent) {
-            (known.trial, known.is_doubtful) = (Some(will), false);
-            return NextAttempt::AnotherWay;
-        }
         let was_fallback = std::mem::take(&mut known.try_v311);
         let trial = known.trial.take();
         let may_fall_back = settings.protocol == Protocol::Auto && !settings.v5_only;
@@ -262,7 +236,7 @@ impl Approach {
         };
         let Some((will, is_clear)) = doubt else { return NextAttempt::NextAddress };
         known.doubts += 1;
-        (known.is_doubtful, known.is_unanswered) = (!is_clear, *why == Broken::Silent);
+        known.is_doubtful = !is_clear;
         if is_clear || known.doubts % WILL_EVERY == 2 {
             known.trial = Some(will);
         } else if matches!(why, Broken::Closed | Broken::Silent) && known.doubts % WILL_EVERY == 1 && known.doubts > 1 {
@@ -380,15 +354,6 @@ mod tests {
                 offers(&with_will, &mut Approach::default(), &answers).into_iter().map(|(_, will)| will).collect();
             assert_eq!(wills, expected, "{answers:?}");
         }
-        // a hung upstream is asked for the whole will as soon as it answers
-        let wills = |answers: &[Option<Broken>]| {
-            let offers = offers(&with_will, &mut Approach::default(), answers);
-            offers.into_iter().map(|(_, will)| will).collect::<Vec<_>>()
-        };
-        let silent = || Some(Broken::Silent);
-        let (whole, none) = (StatusWill::Whole, StatusWill::None);
-        assert_eq!(wills(&[silent(), silent(), None, None, None]), [whole, whole, none, whole, whole]);
-        assert_eq!(wills(&[silent(), silent(), None, silent(), None, None]), [whole, whole, none, whole, none, none]);
         // a wrong password is wrong without a will too
         let answers = vec![refused(NOT_AUTHORIZED); 7];
         let without = offers(&with_will, &mut Approach::default(), &answers);

@@ -1,6 +1,5 @@
 //! What an upstream never answers, and what makes the line go silent, does not hold up the rest for good, and is kept.
 
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::played::{Played, Say};
@@ -122,25 +121,6 @@ fn a_will_at_which_an_upstream_is_silent_is_left_out() {
         assert_eq!(drained(port), 0);
         gateway.wait_for_line("does not take the will");
     }
-}
-
-#[test]
-fn an_upstream_that_hung_gets_the_will_as_soon_as_it_answers() {
-    let wills = Arc::new(Mutex::new(Vec::new()));
-    let seen = wills.clone();
-    let played = Played::new(move |heard| {
-        if !heard.is_connect() {
-            return Say::Usual;
-        }
-        seen.lock().unwrap().push(heard.flags() & 4 != 0);
-        if heard.connection < 2 { Say::Nothing } else { Say::Usual }
-    });
-    let keys = "protocol = 4\nconnect_timeout = \"1 s\"\nstatus_topic = \"status\"";
-    let (gateway, _) = start(&upstream(played.port, keys));
-    wait_until("the status", || played.log().messages.iter().any(|message| message.topic == "status"));
-    // without the will it is found out that the upstream answers again, and nothing is sent
-    assert_eq!(*wills.lock().unwrap(), [true, true, false, true]);
-    assert!(!gateway.log().iter().any(|line| line.contains("does not take the will")), "{:?}", gateway.log());
 }
 
 #[test]

@@ -12,7 +12,7 @@ use super::settle::{direct, without_rules};
 use super::troubles::{FailedAttempt, Loudness};
 use crate::health::Pulse;
 use crate::status::UpstreamState;
-use crate::upstream::approach::{AcceptedOffer, NextAttempt};
+use crate::upstream::approach::NextAttempt;
 use crate::upstream::retained::losses;
 use crate::upstream::session::{FILTERS, SessionAction};
 use crate::upstream::settings::{UpstreamAddress, UpstreamSettings};
@@ -75,7 +75,7 @@ impl<C: UpstreamClient> Upstream<C> {
     /// Tries the addresses in turn until one accepts; `None` if cancelled.
     pub(super) async fn connect(&mut self, pulse: &mut Pulse, cancel: &CancellationToken) -> Option<Link> {
         // the addresses that have failed since the last pause
-        let (mut failed, mut begun) = (Vec::new(), None);
+        let mut failed = Vec::new();
         loop {
             if self.settings.has_changed().unwrap_or(false) {
                 self.apply_settings();
@@ -107,21 +107,11 @@ impl<C: UpstreamClient> Upstream<C> {
             };
             let why = match result {
                 Ok(link) => {
-                    match self.approach.accepted(&settings, at, offer, self.clock.boot_ms()) {
-                        AcceptedOffer::Usual => {}
-                        AcceptedOffer::WithoutWill => {
-                            self.will_refused(offer.will);
-                            self.backoff.made_progress();
-                        }
-                        AcceptedOffer::OnceMore => {
-                            debug!(upstream = self.name, "it answers again: the will is offered once more");
-                            self.client.close();
-                            begun = Some(at).filter(|_| !link.session_present).or(begun);
-                            continue;
-                        }
+                    if self.approach.accepted(&settings, at, offer, self.clock.boot_ms()) {
+                        self.will_refused(offer.will);
+                        self.backoff.made_progress();
                     }
-                    // a session that began a moment ago is not the one from before
-                    return Some(Link { session_present: link.session_present && begun != Some(at), ..link });
+                    return Some(link);
                 }
                 Err(why) => why,
             };
