@@ -116,7 +116,7 @@ impl<C: UpstreamClient> Upstream<C> {
                 Err(why) => why,
             };
             let hint = tls::hint(address.scheme, &why, self.approach.past(self.address));
-            let next = self.approach.failed(&settings, self.address, offer, &why);
+            let next = self.approach.failed(&settings, self.address, offer, &why, self.clock.boot_ms());
             let shown = match hint {
                 Some(hint) => format!("{why}; {hint}"),
                 None => why.to_string(),
@@ -253,7 +253,11 @@ impl<C: UpstreamClient> Upstream<C> {
                 "at all: there is none, and status_topic may stay \"online\" when the gateway is cut off"
             }
         };
-        warn!(upstream, topic, "the upstream does not take the will {how}");
+        let again = match self.approach.asks_again_at(self.address) {
+            Some(_) => "; as it has not said so, it is asked again after a minute, and then ever more rarely",
+            None => "",
+        };
+        warn!(upstream, topic, "the upstream does not take the will {how}{again}");
     }
 
     /// Logs a failed attempt, as [`super::troubles`] decides.

@@ -130,6 +130,8 @@ enum ConversationEnd {
     Renewed,
     /// What was not taken comes again only on a new connection.
     Missed,
+    /// What the upstream may take after all is asked for again.
+    AsksAgain,
     Cancelled,
 }
 
@@ -264,6 +266,9 @@ impl<C: UpstreamClient> Upstream<C> {
                 }
                 ConversationEnd::Missed => {
                     (Broken::Failed("what there was no room for comes again on a new one".into()), false)
+                }
+                ConversationEnd::AsksAgain => {
+                    (Broken::Failed("what it did not seem to take is asked for again".into()), true)
                 }
                 ConversationEnd::Broken(why) => (why, false),
             };

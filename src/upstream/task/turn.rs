@@ -42,6 +42,9 @@ impl<C: UpstreamClient> Upstream<C> {
         if self.inbox.needs_connection() {
             return Ok(ControlFlow::Break(ConversationEnd::Missed));
         }
+        if self.approach.asks_again_at(self.address).is_some_and(|at| at <= self.clock.boot_ms()) {
+            return Ok(ControlFlow::Break(ConversationEnd::AsksAgain));
+        }
         Ok(ControlFlow::Continue(Waits {
             is_last: !is_alive,
             has_more: more == Some(true),
@@ -66,8 +69,9 @@ impl<C: UpstreamClient> Upstream<C> {
     /// The time until there is work without an event. Nothing is polled, so that a Pi can sleep meanwhile.
     fn wake(&self) -> Option<Duration> {
         let now = self.clock.boot_ms();
-        let deadlines =
-            [self.session.deadline(), self.passes.deadline(), self.inbox.deadline(now)].into_iter().flatten();
+        let again = self.approach.asks_again_at(self.address);
+        let deadlines = [self.session.deadline(), self.passes.deadline(), self.inbox.deadline(now), again];
+        let deadlines = deadlines.into_iter().flatten();
         let deadlines = deadlines.map(|deadline| Duration::from_millis(deadline.saturating_sub(now)));
         // a disk that fails says nothing when it works again
         let held = (self.inbox.is_holding() || self.waits_for_room()).then_some(SOON);

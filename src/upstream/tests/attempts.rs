@@ -1,5 +1,8 @@
 //! Attempts to connect, and connections that end to get what was not taken.
 
+use tokio::time::Instant;
+
+use super::line::Followed;
 use super::*;
 
 /// Waits until new messages are kept by these filters.
@@ -107,5 +110,31 @@ async fn what_an_upstream_sent_while_there_was_no_room_comes_again() {
     let expected: Vec<String> = (1..=61).map(|packet_id| format!("commands/{packet_id}")).collect();
     let published: Vec<String> = door.published.lock().iter().map(|(topic, _)| topic.clone()).collect();
     assert_eq!(published, expected);
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_given_up_during_an_outage_is_asked_for_again_although_the_connection_lasts() {
+    let (mut script, client) = Script::new();
+    let clock = Arc::new(Followed(Instant::now()));
+    let mut settings = settings(&["mqtt://one"]);
+    settings.inbound.clear();
+    let running = Running::by(clock, Journal::default(), settings, TestDoor::default(), client);
+    assert_eq!(script.next().await, connect("one", Version::V5));
+    script.answers.send(Ok(link(Version::V5))).await.unwrap();
+    script.events.send(Err(Broken::Closed)).await.unwrap();
+    // it hangs, and is asked with another version in the end
+    while script.next().await == connect("one", Version::V5) {
+        script.answers.send(Err(Broken::Silent)).await.unwrap();
+    }
+    let begin = Instant::now();
+    script.answers.send(Ok(link(Version::V311))).await.unwrap();
+    assert_eq!(script.next().await, Asked::Disconnect, "an orderly end");
+    assert!((59..62).contains(&begin.elapsed().as_secs()), "{:?}", begin.elapsed());
+    script.events.send(Err(Broken::Closed)).await.unwrap();
+    assert_eq!(script.next().await, connect("one", Version::V5));
+    script.answers.send(Ok(link(Version::V5))).await.unwrap();
+    running.append("loft/a", "1");
+    assert_eq!(script.next().await, Asked::Publish("sites/loft/a 1".into()), "it stays");
     running.stop().await;
 }

@@ -6,7 +6,7 @@ use super::*;
 use crate::time::Clock;
 
 /// A clock that follows tokio's, which is paused.
-struct Followed(Instant);
+pub(super) struct Followed(pub(super) Instant);
 
 impl Clock for Followed {
     fn boot_ms(&self) -> u64 {

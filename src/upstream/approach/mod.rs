@@ -8,7 +8,13 @@
 //!
 //! **Will.** An upstream may refuse or close the connection because of the will, or never answer: its retain flag, its QoS
 //! or its topic. If that may be the reason, the next attempt leaves out the flag, and then the whole will. What works
-//! is kept for an hour if the answer was clear, and otherwise for a minute, because the upstream may have been starting.
+//! is kept for an hour if the answer was clear, and otherwise for a minute, because the upstream may have been starting. If the
+//! will has worked before at this address, an end without a clear answer counts only after [`PROVEN_MS`] of such ends: a
+//! balancer before an upstream that is down accepts connections and closes them, and that says nothing about the will.
+//!
+//! **Asking again.** What was given up without a clear answer is asked for again when its time is over, by a new connection if
+//! the present one lasts, because connections last for months. If that is in vain, what had worked is used at once, and the
+//! pauses grow up to [`LONGEST_ASK_MS`]. Of versions that holds only if version 5 has worked before.
 //!
 //! **Pause.** An address that asks to be left alone is not tried for a minute at least, also if another one is.
 
@@ -21,6 +27,11 @@ use super::wire::{Broken, ConnectOffer, StatusWill};
 const REMEMBERED_MS: u64 = 3_600_000;
 /// The same if the reason may have been that the upstream was starting or ending.
 const DOUBTFUL_MS: u64 = 60_000;
+/// For how long connections must end without a clear answer before a will that has worked before is left out, in milliseconds.
+const PROVEN_MS: u64 = 300_000;
+/// The factor by which the pause grows when something was asked for again in vain, and the longest pause, in milliseconds.
+const ASK_FACTOR: u64 = 8;
+const LONGEST_ASK_MS: u64 = 86_400_000;
 /// The number of connections in a row without an answer of version 5 before an upstream for which it has worked is tried
 /// with 3.1.1.
 pub(crate) const ODD_ENDS: u32 = 5;
@@ -56,10 +67,45 @@ struct KnownAddress {
     is_doubtful: bool,
     /// The same for the version.
     is_version_doubtful: bool,
+    /// The will with which it has accepted a connection, unless it was refused since.
+    proven: Option<StatusWill>,
+    /// When the first of `doubts` was, in milliseconds of the boot clock.
+    doubts_since: u64,
+    /// Whether version 5 has ever worked.
+    has_spoken_v5: bool,
+    will_again: AskAgain,
+    /// What has worked instead of the will that is asked for again.
+    lesser_will: StatusWill,
+    version_again: AskAgain,
     /// The number of times in a row that the address asked to be left alone, and the time until which it is, in milliseconds
     /// of the boot clock.
     sent_away: u32,
     away_until: u64,
+}
+
+/// Something that was given up without a clear answer and is asked for again.
+#[derive(Clone, Copy, Debug, Default)]
+struct AskAgain {
+    /// When, in milliseconds of the boot clock; `None` if nothing is given up so.
+    at: Option<u64>,
+    /// The last pause.
+    pause: u64,
+    /// Whether it was asked for again in vain, and what had worked is tried.
+    is_vain: bool,
+}
+
+impl AskAgain {
+    /// Records that a connection was made without it. Returns until when it is left out.
+    fn given_up(&mut self, now: u64) -> u64 {
+        if self.pause == 0 {
+            self.pause = DOUBTFUL_MS;
+        } else if std::mem::take(&mut self.is_vain) {
+            self.pause = (self.pause * ASK_FACTOR).min(LONGEST_ASK_MS);
+        }
+        let at = now + self.pause;
+        self.at = Some(at);
+        at
+    }
 }
 
 /// What has worked at an address before.
@@ -126,6 +172,12 @@ impl Approach {
         self.known.get(address).map(|known| known.past).unwrap_or_default()
     }
 
+    /// When something that this address may take after all is to be asked for again, by a new connection.
+    pub(crate) fn asks_again_at(&self, address: usize) -> Option<u64> {
+        let known = self.known.get(address)?;
+        known.will_again.at.into_iter().chain(known.version_again.at).min()
+    }
+
     /// The parameters for the next attempt at this address.
     pub(crate) fn offer(
         &mut self,
@@ -167,20 +219,35 @@ impl Approach {
         (known.sent_away, known.away_until) = (0, 0);
         (known.ends, known.try_v311, known.doubts) = (0, false, 0);
         match offer.version {
-            Version::V5 => known.spoke_v5 = true,
+            Version::V5 => {
+                (known.spoke_v5, known.has_spoken_v5) = (true, true);
+                known.version_again = AskAgain::default();
+            }
             _ if settings.protocol == Protocol::Auto => {
                 // another server may have come to this address
                 known.spoke_v5 = false;
-                let time = if known.is_version_doubtful { DOUBTFUL_MS } else { REMEMBERED_MS };
-                known.v311_until = Some(now + time);
+                known.v311_until = Some(match known.is_version_doubtful {
+                    true if known.has_spoken_v5 => known.version_again.given_up(now),
+                    true => now + DOUBTFUL_MS,
+                    false => now + REMEMBERED_MS,
+                });
             }
             _ => {}
         }
-        let is_news = known.trial.is_some();
-        if let Some(will) = known.trial.take() {
-            let time = if known.is_doubtful { DOUBTFUL_MS } else { REMEMBERED_MS };
-            (known.will, known.will_until) = (will, now + time);
+        let Some(will) = known.trial.take() else {
+            if known.will == StatusWill::Whole {
+                (known.proven, known.will_again) = (Some(offer.will), AskAgain::default());
+            }
+            return false;
+        };
+        let is_news = !known.will_again.is_vain;
+        if !known.is_doubtful {
+            (known.proven, known.will_again) = (None, AskAgain::default());
+        } else if known.will_again.is_vain {
+            known.proven = None;
         }
+        let until = if known.is_doubtful { known.will_again.given_up(now) } else { now + REMEMBERED_MS };
+        (known.will, known.lesser_will, known.will_until) = (will, will, until);
         is_news
     }
 
@@ -191,6 +258,7 @@ impl Approach {
         address: usize,
         offer: ConnectOffer,
         why: &Broken,
+        now: u64,
     ) -> NextAttempt {
         let known = self.at(address);
         known.past.has_begun |=
@@ -200,6 +268,7 @@ impl Approach {
         let may_fall_back = settings.protocol == Protocol::Auto && !settings.v5_only;
         if may_fall_back && offer.version == Version::V5 {
             let has_no_answer = matches!(why, Broken::Closed | Broken::Silent | Broken::Garbled);
+            known.version_again.is_vain |= has_no_answer && known.version_again.at.is_some();
             known.ends = if has_no_answer { known.ends.saturating_add(1) } else { 0 };
             let patience = if known.spoke_v5 { ODD_ENDS } else { ENDS };
             match why {
@@ -234,8 +303,24 @@ impl Approach {
             }
             _ => None,
         };
-        let Some((will, is_clear)) = doubt else { return NextAttempt::NextAddress };
+        let Some((will, is_clear)) = doubt else {
+            if known.proven.is_some() && trial.is_none() {
+                known.doubts = 0;
+            }
+            return NextAttempt::NextAddress;
+        };
         known.doubts += 1;
+        if known.doubts == 1 {
+            known.doubts_since = now;
+        }
+        let was_given_up = known.will == StatusWill::Whole && known.will_again.at.is_some();
+        if !is_clear && was_given_up && !std::mem::replace(&mut known.will_again.is_vain, true) {
+            (known.trial, known.is_doubtful) = (Some(known.lesser_will), true);
+            return NextAttempt::AnotherWay;
+        }
+        if !is_clear && known.proven == Some(offer.will) && now < known.doubts_since + PROVEN_MS {
+            return NextAttempt::NextAddress;
+        }
         known.is_doubtful = !is_clear;
         if is_clear || known.doubts % WILL_EVERY == 2 {
             known.trial = Some(will);
@@ -247,116 +332,4 @@ impl Approach {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::settings::UpstreamAddress;
-    use super::*;
-    use crate::message::Topic;
-
-    fn settings(protocol: Protocol) -> UpstreamSettings {
-        let address = UpstreamAddress::parse("mqtt://h").unwrap();
-        let mut settings = UpstreamSettings::new("home", vec![address], "gateway");
-        settings.protocol = protocol;
-        settings
-    }
-
-    /// The attempts that are made if these are the answers.
-    fn offers(
-        settings: &UpstreamSettings,
-        approach: &mut Approach,
-        answers: &[Option<Broken>],
-    ) -> Vec<(Version, StatusWill)> {
-        let mut offers = Vec::new();
-        for (now, answer) in answers.iter().enumerate() {
-            let offer = approach.offer(settings, 0, false, now as u64);
-            offers.push((offer.version, offer.will));
-            match answer {
-                None => drop(approach.accepted(settings, 0, offer, now as u64)),
-                Some(why) => drop(approach.failed(settings, 0, offer, why)),
-            }
-        }
-        offers
-    }
-
-    fn versions(settings: &UpstreamSettings, approach: &mut Approach, answers: &[Option<Broken>]) -> String {
-        let digit = |version| if version == Version::V5 { '5' } else { '4' };
-        offers(settings, approach, answers).into_iter().map(|(version, _)| digit(version)).collect()
-    }
-
-    #[test]
-    fn version_3_1_1_is_tried_on_evidence_only() {
-        use Broken::{Closed, Failed, Garbled, Refused, Silent, Version};
-        let down = || Some(Failed("no route".into()));
-        let auto = settings(Protocol::Auto);
-        for (answers, expected) in [
-            (vec![Some(Version), None, None], "544"),
-            (vec![Some(Silent), None, None], "544"),
-            (vec![Some(Garbled), None, None], "544"),
-            (vec![Some(Garbled), Some(Garbled), Some(Garbled), Some(Garbled)], "5454"),
-            (vec![None, Some(Garbled), Some(Garbled)], "555"),
-            (vec![Some(Closed), None, None], "555"),
-            (vec![Some(Closed), Some(Closed), None, None], "5544"),
-            (vec![Some(Closed), Some(Closed), Some(Closed), Some(Closed)], "5545"),
-            (vec![Some(Closed), down(), Some(Closed), None], "5555"),
-            (vec![down(), down(), down(), down()], "5555"),
-            (vec![Some(Refused(0x87, String::new())); 4], "5555"),
-            // version 5 has worked before
-            (vec![None, Some(Closed), Some(Closed), Some(Closed), Some(Silent)], "55555"),
-            (vec![None, Some(Closed), Some(Closed), Some(Closed), Some(Closed), Some(Closed), None], "5555554"),
-            (vec![None, Some(Silent), Some(Silent), Some(Silent), Some(Silent), Some(Silent), None], "5555554"),
-            (vec![None, Some(Garbled), Some(Closed), Some(Silent), Some(Garbled), Some(Closed), None], "5555554"),
-            (vec![None, Some(Silent), Some(Silent), Some(Silent), down(), Some(Silent), Some(Silent)], "5555555"),
-            (vec![None, Some(Version), None], "554"),
-        ] {
-            assert_eq!(versions(&auto, &mut Approach::default(), &answers), expected, "{answers:?}");
-        }
-        for (protocol, expected) in [(Protocol::V4, "444"), (Protocol::V5, "555")] {
-            let answers = [Some(Version), Some(Silent), Some(Closed)];
-            assert_eq!(versions(&settings(protocol), &mut Approach::default(), &answers), expected);
-        }
-        let v5_only = UpstreamSettings { v5_only: true, ..auto };
-        assert_eq!(versions(&v5_only, &mut Approach::default(), &[Some(Version), Some(Silent), None]), "555");
-    }
-
-    #[test]
-    fn version_5_is_tried_again_after_an_hour() {
-        let auto = settings(Protocol::Auto);
-        let mut approach = Approach::default();
-        assert_eq!(versions(&auto, &mut approach, &[Some(Broken::Version), None]), "54");
-        assert_eq!(approach.offer(&auto, 0, false, REMEMBERED_MS).version, Version::V311);
-        assert_eq!(approach.offer(&auto, 0, false, REMEMBERED_MS + 1).version, Version::V5);
-        assert_eq!(approach.offer(&auto, 1, false, 1).version, Version::V5, "another address");
-    }
-
-    #[test]
-    fn a_will_that_is_not_taken_is_left_out() {
-        let mut with_will = settings(Protocol::V5);
-        with_will.status_topic = Some(Topic::new("status").unwrap());
-        let refused = |code| Some(Broken::Refused(code, String::new()));
-        for (answers, expected) in [
-            (
-                vec![refused(RETAIN_NOT_SUPPORTED), None, None],
-                [StatusWill::Whole, StatusWill::WithoutRetain, StatusWill::WithoutRetain],
-            ),
-            (
-                vec![refused(QOS_NOT_SUPPORTED), None, None],
-                [StatusWill::Whole, StatusWill::AtMostOnce, StatusWill::AtMostOnce],
-            ),
-            (
-                vec![refused(NOT_AUTHORIZED), refused(NOT_AUTHORIZED), None],
-                [StatusWill::Whole, StatusWill::Whole, StatusWill::None],
-            ),
-            (
-                vec![Some(Broken::Closed), Some(Broken::Closed), None],
-                [StatusWill::Whole, StatusWill::Whole, StatusWill::None],
-            ),
-        ] {
-            let wills: Vec<_> =
-                offers(&with_will, &mut Approach::default(), &answers).into_iter().map(|(_, will)| will).collect();
-            assert_eq!(wills, expected, "{answers:?}");
-        }
-        // a wrong password is wrong without a will too
-        let answers = vec![refused(NOT_AUTHORIZED); 7];
-        let without = offers(&with_will, &mut Approach::default(), &answers);
-        assert_eq!(without.iter().filter(|(_, will)| *will == StatusWill::None).count(), 2, "{without:?}");
-    }
-}
+mod tests;
