@@ -16,13 +16,16 @@ pub(super) struct Twins {
 }
 
 impl Twins {
-    /// Records the end of a connection. `is_explained` tells that something we have sent may be the reason. Returns whether
-    /// a second client should be reported.
+    /// Records the end of a connection. `is_explained` tells that something we have sent may be the reason: such an end does
+    /// not count, and does not end the row either, because with traffic something is always in flight. Returns whether a second
+    /// client should be reported.
     pub(crate) fn ended(&mut self, why: &Broken, lasted: Duration, is_explained: bool) -> bool {
         let certain = *why == Broken::TakenOver;
         let possible = *why == Broken::Closed && lasted < SOON && !is_explained;
         if !certain && !possible {
-            self.times = 0;
+            if *why != Broken::Closed || lasted >= SOON {
+                self.times = 0;
+            }
             return false;
         }
         self.times = self.times.saturating_add(1);
@@ -54,5 +57,9 @@ mod tests {
             assert!(!twins.ended(&Broken::Closed, Duration::ZERO, true), "a message is the reason");
             assert!(!twins.ended(&Broken::Closed, SOON, false), "it held");
         }
+        let ends = [false, true, false, true, true, false];
+        let said: Vec<bool> =
+            ends.iter().map(|is_explained| twins.ended(&Broken::Closed, Duration::ZERO, *is_explained)).collect();
+        assert_eq!(said, [false, false, false, false, false, true]);
     }
 }

@@ -35,6 +35,7 @@
 
 mod action;
 mod answers;
+mod coincidence;
 mod deadlines;
 mod denied;
 mod down;
@@ -59,6 +60,7 @@ mod under_way;
 use std::collections::VecDeque;
 
 pub(crate) use self::action::SessionAction;
+use self::coincidence::Coincidences;
 use self::denied::DeniedTopics;
 pub(crate) use self::down::{Inbound, InboundLoss, NotTaken};
 pub(crate) use self::exact::EXACT_IDS;
@@ -134,6 +136,7 @@ pub(crate) struct UpstreamSession {
     /// While a slow line still carries what the answers come after: until when they are waited for.
     line_until: u64,
     suspicion: Suspicion,
+    coincidences: Coincidences,
     denied: DeniedTopics,
     opening: SessionOpening,
     learned: Learned,
@@ -205,6 +208,7 @@ impl UpstreamSession {
             last_answer: 0,
             line_until: 0,
             suspicion: Suspicion::default(),
+            coincidences: Coincidences::default(),
             denied: DeniedTopics::default(),
             opening: SessionOpening::default(),
             learned: Learned::default(),
@@ -311,7 +315,9 @@ impl UpstreamSession {
             // what frees packet ids is sent before all the rest
             Broken::Closed | Broken::Dismissed(..) if self.ended_while_freeing() => {}
             Broken::Closed | Broken::Dismissed(..) if !self.opening_ended(now) && !self.ended_at_release(now) => {
-                self.suspect(now, &mut actions);
+                if !self.is_coincidence() {
+                    self.suspect(now, &mut actions);
+                }
             }
             Broken::Ended(reason, _) if self.limit_exceeded(*reason, now) => {}
             why if why.may_be_asked_for() => drop(self.opening_ended(now)),

@@ -61,6 +61,9 @@ impl UpstreamSession {
         if !self.denied.is_empty() {
             self.topic_ended((lane, position), &message, outcome, actions);
         }
+        if outcome == LedgerOutcome::Acked {
+            self.coincidences.acked((lane, position));
+        }
         self.not_accepted.settled(&message, outcome);
         let why = match outcome {
             LedgerOutcome::Dropped(DropReason::Refused) => "the upstream refuses it",

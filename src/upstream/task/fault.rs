@@ -70,7 +70,7 @@ impl<C: UpstreamClient> Upstream<C> {
             client_id,
             times,
             "the upstream has accepted and ended connections in a row ({why}): does another client, such as \
-             another gateway, use this client_id?"
+             another gateway, use this client_id? or does the upstream take only so many messages in some time?"
         );
     }
 }

@@ -1,3 +1,4 @@
+mod coincidence;
 mod denied;
 mod exact;
 mod later;
