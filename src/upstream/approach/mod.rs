@@ -290,7 +290,15 @@ impl Approach {
         if matches!(why, Broken::Version) && offer.version == Version::V311 && !was_fallback {
             known.v311_until = None;
         }
-        let doubt = match (why, offer.will) {
+        known.doubts_will(trial, offer.will, why, now)
+    }
+}
+
+impl KnownAddress {
+    /// Decides whether the will may be the reason for a failed attempt with this will, and what follows. `trial` is the will that
+    /// was tried instead of the usual one.
+    fn doubts_will(&mut self, trial: Option<StatusWill>, offered: StatusWill, why: &Broken, now: u64) -> NextAttempt {
+        let doubt = match (why, offered) {
             (_, StatusWill::None) => None,
             _ if trial.is_some() => None,
             (Broken::Refused(RETAIN_NOT_SUPPORTED, _), StatusWill::Whole) => Some((StatusWill::WithoutRetain, true)),
@@ -304,28 +312,28 @@ impl Approach {
             _ => None,
         };
         let Some((will, is_clear)) = doubt else {
-            if known.proven.is_some() && trial.is_none() {
-                known.doubts = 0;
+            if self.proven.is_some() && trial.is_none() {
+                self.doubts = 0;
             }
             return NextAttempt::NextAddress;
         };
-        known.doubts += 1;
-        if known.doubts == 1 {
-            known.doubts_since = now;
+        self.doubts += 1;
+        if self.doubts == 1 {
+            self.doubts_since = now;
         }
-        let was_given_up = known.will == StatusWill::Whole && known.will_again.at.is_some();
-        if !is_clear && was_given_up && !std::mem::replace(&mut known.will_again.is_vain, true) {
-            (known.trial, known.is_doubtful) = (Some(known.lesser_will), true);
+        let was_given_up = self.will == StatusWill::Whole && self.will_again.at.is_some();
+        if !is_clear && was_given_up && !std::mem::replace(&mut self.will_again.is_vain, true) {
+            (self.trial, self.is_doubtful) = (Some(self.lesser_will), true);
             return NextAttempt::AnotherWay;
         }
-        if !is_clear && known.proven == Some(offer.will) && now < known.doubts_since + PROVEN_MS {
+        if !is_clear && self.proven == Some(offered) && now < self.doubts_since + PROVEN_MS {
             return NextAttempt::NextAddress;
         }
-        known.is_doubtful = !is_clear;
-        if is_clear || known.doubts % WILL_EVERY == 2 {
-            known.trial = Some(will);
-        } else if matches!(why, Broken::Closed | Broken::Silent) && known.doubts % WILL_EVERY == 1 && known.doubts > 1 {
-            known.trial = Some(StatusWill::WithoutRetain);
+        self.is_doubtful = !is_clear;
+        if is_clear || self.doubts % WILL_EVERY == 2 {
+            self.trial = Some(will);
+        } else if matches!(why, Broken::Closed | Broken::Silent) && self.doubts % WILL_EVERY == 1 && self.doubts > 1 {
+            self.trial = Some(StatusWill::WithoutRetain);
         }
         if is_clear { NextAttempt::AnotherWay } else { NextAttempt::NextAddress }
     }

@@ -94,24 +94,12 @@ impl<C: UpstreamClient> Upstream<C> {
                     alive &= self.move_last(lane, position);
                     Ok(())
                 }
-                SessionAction::Shelve(lane, position) => {
-                    self.shelve(lane, position);
-                    Ok(())
-                }
-                SessionAction::Deny(lane, position) => {
-                    self.put_aside(lane, position);
-                    Ok(())
-                }
-                SessionAction::TakeBack => {
-                    self.look_at_denied();
-                    Ok(())
-                }
-                SessionAction::KeepLarge(lane, position) => {
-                    self.keep_large(lane, position);
-                    Ok(())
-                }
-                SessionAction::TakeBackLarge => {
-                    self.look_at_large();
+                SessionAction::Shelve(..)
+                | SessionAction::Deny(..)
+                | SessionAction::KeepLarge(..)
+                | SessionAction::TakeBack
+                | SessionAction::TakeBackLarge => {
+                    self.perform_on_shelf(&action);
                     Ok(())
                 }
                 SessionAction::Break | SessionAction::Renew => {

@@ -7,6 +7,7 @@ use crate::journal::{Outcome, Position};
 use crate::message::Message;
 use crate::upstream::lanes::Lane;
 use crate::upstream::rule::UpstreamRules;
+use crate::upstream::session::SessionAction;
 use crate::upstream::shelf::{Shelf, ShelfMove};
 use crate::upstream::wire::{Role, UpstreamClient};
 
@@ -42,19 +43,16 @@ pub(super) struct ToShelve {
 }
 
 impl<C: UpstreamClient> Upstream<C> {
-    /// Puts a message onto the shelf for what no rule matches.
-    pub(super) fn shelve(&mut self, lane: Lane, position: Position) {
-        self.put_on(ShelfFor::NoRule, lane, position);
-    }
-
-    /// Puts a message aside because of its topic.
-    pub(super) fn put_aside(&mut self, lane: Lane, position: Position) {
-        self.put_on(ShelfFor::Denied, lane, position);
-    }
-
-    /// Puts a message aside because of its size.
-    pub(super) fn keep_large(&mut self, lane: Lane, position: Position) {
-        self.put_on(ShelfFor::Large, lane, position);
+    /// Performs the actions that concern shelves.
+    pub(super) fn perform_on_shelf(&mut self, action: &SessionAction) {
+        match action {
+            SessionAction::Shelve(lane, position) => self.put_on(ShelfFor::NoRule, *lane, *position),
+            SessionAction::Deny(lane, position) => self.put_on(ShelfFor::Denied, *lane, *position),
+            SessionAction::KeepLarge(lane, position) => self.put_on(ShelfFor::Large, *lane, *position),
+            SessionAction::TakeBack => self.look_at_denied(),
+            SessionAction::TakeBackLarge => self.look_at_large(),
+            _ => {}
+        }
     }
 
     fn put_on(&mut self, shelf: ShelfFor, lane: Lane, position: Position) {
