@@ -1,14 +1,33 @@
-//! Packet ids of SUBSCRIBE and UNSUBSCRIBE. Their answers are told by these, because an upstream may answer out of order, twice,
-//! or not at all.
+//! Packet ids, and what is asked with them. The answers to SUBSCRIBE and UNSUBSCRIBE are told by their ids, because an
+//! upstream may answer out of order, twice, or not at all.
 
 use std::collections::VecDeque;
 
-use super::{Busy, Ids};
+use super::{Busy, ClientEvent};
 
 /// The first of these ids; they reach to the last one that there is.
 const FIRST: u16 = 0xff00;
 /// The most packets without an answer. There are more ids, so one that is free is found soon.
 const MOST: usize = 200;
+
+/// Assigns the packet ids of a range in turn. The range is longer than the number of unanswered packets can be.
+pub(in crate::upstream::client) struct Ids {
+    first: u16,
+    last: u16,
+    next: u16,
+}
+
+impl Ids {
+    pub(in crate::upstream::client) fn new(first: u16, last: u16) -> Ids {
+        Ids { first, last, next: first }
+    }
+
+    pub(in crate::upstream::client) fn take(&mut self) -> u16 {
+        let id = self.next;
+        self.next = if id == self.last { self.first } else { id + 1 };
+        id
+    }
+}
 
 /// A packet that is answered by its id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +71,17 @@ impl AskedPackets {
         id
     }
 
+    /// What the answer with this packet id and these reason codes tells.
+    pub(super) fn event(&mut self, id: u16, kind: AskedKind, reasons: Vec<u8>) -> ClientEvent {
+        match (self.answered(id, kind), kind) {
+            (Some(number), AskedKind::Subscribe) => ClientEvent::Subscribed(number, reasons),
+            (Some(number), AskedKind::Unsubscribe) => ClientEvent::Unsubscribed(number, reasons),
+            (None, _) => ClientEvent::Unasked(id),
+        }
+    }
+
     /// The number of the packet that is answered; `None` if there is no such packet without an answer.
-    pub(super) fn answered(&mut self, id: u16, kind: AskedKind) -> Option<u32> {
+    fn answered(&mut self, id: u16, kind: AskedKind) -> Option<u32> {
         let at = self.open.iter().position(|(asked, of, _)| (*asked, *of) == (id, kind))?;
         self.open.remove(at).map(|(.., number)| number)
     }

@@ -16,6 +16,7 @@ use futures_util::FutureExt;
 use rustix::net::sockopt::set_tcp_quickack;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
 
+pub(super) use self::asked::Ids;
 use self::asked::{AskedKind, AskedPackets};
 use self::head::{check_kind, packet_length};
 use self::line::{KeepAlive, Line};
@@ -54,25 +55,6 @@ const PUBCOMP: u8 = 0x70;
 const PINGREQ: u8 = 0xc0;
 const PINGRESP: u8 = 0xd0;
 const DISCONNECT: u8 = 0xe0;
-
-/// Assigns the packet ids of a range in turn. The range is longer than the number of unanswered packets can be.
-pub(super) struct Ids {
-    first: u16,
-    last: u16,
-    next: u16,
-}
-
-impl Ids {
-    pub(super) fn new(first: u16, last: u16) -> Ids {
-        Ids { first, last, next: first }
-    }
-
-    pub(super) fn take(&mut self) -> u16 {
-        let id = self.next;
-        self.next = if id == self.last { self.first } else { id + 1 };
-        id
-    }
-}
 
 pub(super) struct UpstreamConnection {
     reader: ReadHalf<Box<dyn UpstreamStream>>,
@@ -413,12 +395,12 @@ impl UpstreamConnection {
             Incoming::Accepted(link, keep_alive) => (self.is_open, self.accepted) = (true, Some((link, keep_alive))),
             Incoming::Event(event) => self.tell(event),
             Incoming::Subscribed(id, reasons) => {
-                let number = self.asked.answered(id, AskedKind::Subscribe);
-                self.tell(number.map_or(ClientEvent::Unasked(id), |number| ClientEvent::Subscribed(number, reasons)));
+                let event = self.asked.event(id, AskedKind::Subscribe, reasons);
+                self.tell(event);
             }
             Incoming::Unsubscribed(id, reasons) => {
-                let number = self.asked.answered(id, AskedKind::Unsubscribe);
-                self.tell(number.map_or(ClientEvent::Unasked(id), |number| ClientEvent::Unsubscribed(number, reasons)));
+                let event = self.asked.event(id, AskedKind::Unsubscribe, reasons);
+                self.tell(event);
             }
             Incoming::Other => {}
         }
