@@ -362,6 +362,12 @@ impl Journal {
         self.with_state(JournalState::barrier)
     }
 
+    /// Whether nothing is being written.
+    #[cfg(test)]
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.with_state(|state| state.pending.is_quiet())
+    }
+
     fn with_state<T>(&self, act: impl FnOnce(&mut JournalState) -> T) -> T {
         let result = act(&mut self.shared.state.lock());
         self.shared.work.notify_one();

@@ -161,22 +161,23 @@ async fn what_the_journal_refuses_is_not_granted() {
     let files = storage.clone();
     let clock = Arc::new(crate::time::SystemClock);
     let broker = broker(move || crate::journal::Journal::open(Arc::new(files), Default::default(), clock).unwrap());
-    let connect = |id: u8| [&b"\x10\x0d\0\x04MQTT\x04\0\0\0\0\x01"[..], &[id]].concat();
     let mut client = reach(&broker, 4096);
     // QoS 2 with packet id 7
     client.write_all(&[connect(b'a'), b"\x34\x06\0\x01t\0\x07x".to_vec()].concat()).await.unwrap();
     let mut answers = [0; 8];
     client.read_exact(&mut answers).await.unwrap();
     assert_eq!(answers, [0x20, 2, 0, 0, 0x50, 2, 0, 7]);
-    // from now on the disk does not respond, and there is no room left; a sync that had begun before would make some
+    // from now on the disk does not respond, and there is no room left; what is being written has left room
     let journal = broker.core.ingress.journal();
-    let all_is_safe = async || {
-        while journal.status().pending_bytes > 0 {
+    let quiet = async |wanted: bool| {
+        while journal.is_quiet() != wanted {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    all_is_safe().await;
+    quiet(true).await;
     storage.set_faults(Faults { hold_sync: true, ..Faults::NONE });
+    journal.keep_session("being written", Some(b"x"), false).unwrap();
+    quiet(false).await;
     for size in [400, 1] {
         let keep = |number| journal.keep_session(&format!("{size}.{number}"), Some(&vec![b'x'; size]), false);
         let _ = (0..).find(|number: &u32| keep(*number).is_err());
@@ -196,7 +197,9 @@ async fn what_the_journal_refuses_is_not_granted() {
     client.write_all(b"\x62\x02\0\x07").await.unwrap();
     assert_eq!(client.read(&mut [0; 4]).await.unwrap(), 0);
     storage.set_faults(Faults::NONE);
-    all_is_safe().await;
+    while journal.status().pending_bytes > 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     let mut client = reach(&broker, 4096);
     client.write_all(&[connect(b'a'), b"\x62\x02\0\x07".to_vec()].concat()).await.unwrap();
     let mut answers = [0; 8];

@@ -14,7 +14,7 @@ fn stuck(storage: &MemoryStorage, max_size: u64) -> Journal {
     let journal = open(storage, JournalSettings { max_size, ..JournalSettings::default() });
     storage.set_faults(Faults { hold_sync: true, ..Faults::NONE });
     journal.keep("\0begin", Some(b"x"), false).unwrap();
-    wait_for("a write", || !journal.shared.state.lock().pending.is_quiet());
+    wait_for("a write", || !journal.is_quiet());
     journal
 }
 

@@ -114,7 +114,7 @@ fn a_journal_that_is_full_is_not_looked_through_for_every_message() {
         wait_synced(&journal, position);
     }
     // a record that is being written is counted twice until the write ends
-    wait_for("quiet", || journal.shared.state.lock().pending.is_quiet());
+    wait_for("quiet", || journal.is_quiet());
     let looks = || journal.shared.state.lock().space.looks();
     let begin = looks();
     for _ in 0..500 {

@@ -302,7 +302,7 @@ fn a_part_that_is_full_says_nothing_of_another() {
     let refuse = Limits { when_full: WhenFull::Refuse, ..ANY };
     let (guest, up) = (journal.register("session/g/\0b", ANY), journal.register("upstream/home", refuse));
     fill_until_refused(&journal, guest);
-    wait_for("quiet", || journal.shared.state.lock().pending.is_quiet());
+    wait_for("quiet", || journal.is_quiet());
     let looks = || journal.shared.state.lock().space.looks();
     assert!(journal.append(&message(payload(0).as_bytes()), &[guest]).is_err());
     // the known room for upstreams is used up
