@@ -13,7 +13,7 @@ use pigateway::upstream::client::{RemoteClient, proxy};
 use pigateway::upstream::mark::SessionMark;
 use pigateway::upstream::settings::{Order, Protocol, Proxy, UpstreamAddress, UpstreamSettings};
 use pigateway::upstream::wire::{
-    Ack, Broken, Busy, ClientEvent, ConnectOffer, Link, OutMessage, StatusWill, UpstreamClient, Version,
+    Ack, Broken, Busy, ClientEvent, ConnectOffer, Link, OutMessage, RetainedWanted, StatusWill, UpstreamClient, Version,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::watch;
@@ -69,7 +69,7 @@ pub(super) fn upstream(data: &[u8]) {
         assert!(link.version == offer.version && link.receive_maximum > 0);
         let _ = client.publish(out_message(None, Qos::AtLeastOnce));
         let _ = client.publish(out_message(Some(0x4000), Qos::ExactlyOnce));
-        let _ = client.subscribe(&[(TopicFilter::new("down/#").ok()?, Qos::ExactlyOnce)]);
+        let _ = client.subscribe(&[(TopicFilter::new("down/#").ok()?, Qos::ExactlyOnce)], RetainedWanted::IfNew);
         let mut received = 0;
         while let Ok(events) = client.events().await {
             for event in events {
@@ -128,8 +128,8 @@ impl UpstreamClient for Once {
         self.client.as_mut().map_or(Ok(()), |client| client.publish(message))
     }
 
-    fn subscribe(&mut self, filters: &[(TopicFilter, Qos)]) -> Result<(), Busy> {
-        self.client.as_mut().map_or(Ok(()), |client| client.subscribe(filters))
+    fn subscribe(&mut self, filters: &[(TopicFilter, Qos)], wanted: RetainedWanted) -> Result<(), Busy> {
+        self.client.as_mut().map_or(Ok(()), |client| client.subscribe(filters, wanted))
     }
 
     fn unsubscribe(&mut self, filters: &[TopicFilter]) -> Result<(), Busy> {

@@ -86,6 +86,11 @@ fn ids(id: u8, property: &[u8]) -> Option<&[u8]> {
     rest.get(2..)
 }
 
+/// Whether this property has the gateways' ids.
+pub(crate) fn is_way(id: u8, property: &[u8]) -> bool {
+    ids(id, property).is_some()
+}
+
 /// Whether a message with these encoded properties has passed through this gateway.
 pub fn names(properties: &[u8], gateway: Id) -> bool {
     let mut found = Properties(properties).filter_map(|(id, property)| ids(id, property));

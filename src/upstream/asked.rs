@@ -84,6 +84,7 @@ impl AskedRecord {
 
     /// Records filters that are about to be subscribed to.
     pub(super) fn subscribes<'a>(&mut self, filters: impl Iterator<Item = &'a TopicFilter>) {
+        let before = self.filters.len();
         for filter in filters.map(ToString::to_string) {
             self.leaving
                 .iter_mut()
@@ -93,7 +94,9 @@ impl AskedRecord {
             self.refused.remove(&filter);
             self.filters.insert(filter);
         }
-        self.write();
+        if self.filters.len() > before {
+            self.write();
+        }
     }
 
     /// Records that these filters are about to be unsubscribed from.

@@ -84,6 +84,15 @@ impl InboxDoor {
         }
     }
 
+    /// The message that is retained on a topic.
+    pub(super) fn retained_on(&self, topic: &str) -> Option<Message> {
+        match self {
+            InboxDoor::Ingress(ingress) => ingress.retained(topic),
+            #[cfg(test)]
+            InboxDoor::Test(_) => None,
+        }
+    }
+
     /// Whether no message is retained on a topic.
     pub(super) fn is_absent(&self, topic: &str) -> bool {
         match self {
@@ -93,14 +102,19 @@ impl InboxDoor {
         }
     }
 
-    /// Retained messages on topics after `after`.
-    pub(super) fn retained(&self, filter: &TopicFilter, after: &str, not_from: Origin) -> Vec<Message> {
+    /// Retained messages on topics after `after`, for an upstream. Those that came from it are left out if `others_only`.
+    pub(super) fn retained(
+        &self,
+        (filter, after): (&TopicFilter, &str),
+        upstream: Origin,
+        others_only: bool,
+    ) -> Vec<Message> {
         match self {
             InboxDoor::Ingress(ingress) => {
                 let (is_named, announcer) = (names_first_level(filter), Origin::announcer());
-                ingress.select_retained((filter, after), PAGE, not_from, |message| {
+                ingress.select_retained((filter, after), PAGE, upstream, |message| {
                     let origin = message.view().origin();
-                    origin != not_from && (is_named || origin != announcer)
+                    !(others_only && origin == upstream) && (is_named || origin != announcer)
                 })
             }
             #[cfg(test)]

@@ -146,6 +146,10 @@ impl UpstreamInbox {
     /// Acknowledges a message that is not published.
     fn refuse(&mut self, packet_id: u16, qos: Qos) {
         self.dropped += 1;
+        self.answer(packet_id, qos);
+    }
+
+    fn answer(&mut self, packet_id: u16, qos: Qos) {
         let ack = match qos {
             Qos::AtMostOnce => return,
             Qos::AtLeastOnce => Ack::Taken(packet_id),
@@ -234,6 +238,7 @@ impl UpstreamInbox {
         match message {
             // for example a message for a subscription of an earlier configuration
             Err(NotTaken::Unwanted) => self.refuse(packet_id, qos),
+            Err(NotTaken::Known) => self.answer(packet_id, qos),
             Err(NotTaken::Lost(loss, topic)) => {
                 self.lose(loss, &topic, size);
                 self.refuse(packet_id, qos);

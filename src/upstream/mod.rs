@@ -27,6 +27,7 @@ mod door;
 mod inbox;
 pub(crate) mod lanes;
 pub mod mark;
+mod mirror;
 pub(crate) mod neighbours;
 mod own_acks;
 mod password;

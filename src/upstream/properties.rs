@@ -24,6 +24,20 @@ pub fn kept(encoded: &[u8]) -> Vec<u8> {
     kept
 }
 
+/// The properties without the gateways that the message has passed through.
+pub(crate) fn without_way(encoded: &[u8]) -> Vec<u8> {
+    let of_message = Properties(encoded).filter(|(id, property)| !via::is_way(*id, property));
+    of_message.flat_map(|(_, property)| property).copied().collect()
+}
+
+/// The subscription identifiers of a message.
+pub(crate) fn subscription_ids(encoded: &[u8]) -> impl Iterator<Item = u32> {
+    Properties(encoded).filter(|(id, _)| *id == SUBSCRIPTION_ID).map(|(_, property)| {
+        let digits = property[1..].iter().rev();
+        digits.fold(0, |number: u32, byte| number << 7 | u32::from(byte & 0x7f))
+    })
+}
+
 /// Adds the rest of the expiry interval, in seconds.
 pub(crate) fn add_expiry(properties: &mut Vec<u8>, seconds: u32) {
     properties.push(MESSAGE_EXPIRY);

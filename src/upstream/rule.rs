@@ -27,6 +27,8 @@ struct Mapping<Q> {
     place: SecretPlace,
     /// Whether the rule names topics of the other side that begin with `$`.
     to_dollar: bool,
+    /// Whether the rule is for both ways.
+    is_both: bool,
 }
 
 /// The destination of a message.
@@ -72,9 +74,10 @@ impl UpstreamRules {
                 max_age: rule.max_age,
                 place: rule.place.clone(),
                 to_dollar: rule.remote_filter().starts_with('$'),
+                is_both: false,
             })
         });
-        fn inbound<Q>(rule: &Rule<Q>, qos: Qos) -> Option<Mapping<Qos>> {
+        fn inbound<Q>(rule: &Rule<Q>, qos: Qos, is_both: bool) -> Option<Mapping<Qos>> {
             let filter = TopicFilter::new(rule.remote_filter()).ok()?;
             Some(Mapping {
                 filter,
@@ -85,10 +88,11 @@ impl UpstreamRules {
                 max_age: None,
                 place: rule.place.clone(),
                 to_dollar: rule.local_filter().starts_with('$'),
+                is_both,
             })
         }
-        let plain = settings.inbound.iter().filter_map(|rule| inbound(rule, rule.qos));
-        let both = settings.both.iter().filter_map(|rule| inbound(rule, rule.qos_in()));
+        let plain = settings.inbound.iter().filter_map(|rule| inbound(rule, rule.qos, false));
+        let both = settings.both.iter().filter_map(|rule| inbound(rule, rule.qos_in(), true));
         let mut rules = UpstreamRules {
             out: out.collect(),
             inbound: plain.chain(both).collect(),
@@ -132,6 +136,25 @@ impl UpstreamRules {
         let (topic, rule) = first(&self.inbound, topic)?;
         let is_ours = is_reserved(&topic) || self.reserved.contains(&topic);
         (!is_ours).then_some((topic, rule.qos, rule.retain))
+    }
+
+    /// The local topic of a remote one that is mirrored: its retained messages go both ways, and each side is to have the
+    /// same.
+    pub(crate) fn mirrored(&self, remote: &str) -> Option<String> {
+        let (_, rule) = first(&self.inbound, remote)?;
+        let (local, _, keeps_retain) = self.incoming(remote).filter(|_| rule.is_both)?;
+        let up = self.outgoing(&local)?;
+        (keeps_retain && up.retain && up.topic == remote).then_some(local)
+    }
+
+    /// Whether any topics are mirrored.
+    pub(crate) fn has_mirrored(&self) -> bool {
+        self.inbound.iter().any(|mapping| mapping.is_both && mapping.retain)
+    }
+
+    /// Whether a subscription is for topics that are mirrored.
+    pub(crate) fn is_for_mirrored(&self, filter: &TopicFilter) -> bool {
+        self.inbound.iter().any(|mapping| mapping.is_both && mapping.retain && mapping.filter == *filter)
     }
 
     /// The places in the configuration of the rules with a remote filter.

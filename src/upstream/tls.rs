@@ -100,6 +100,11 @@ fn broken(error: &rustls::Error) -> Broken {
 /// its cause does, so it has no present time.
 pub(crate) fn in_words(error: &rustls::Error) -> String {
     use rustls::Error::{AlertReceived, InvalidCertificate, InvalidMessage, NoApplicationProtocol};
+    if let AlertReceived(alert) = error
+        && let Some(advice) = about_ours(*alert)
+    {
+        return format!("{advice} ({error})");
+    }
     let advice = match error {
         InvalidCertificate(CertificateError::UnknownIssuer) => {
             "the authority that signed its certificate is not known here: set tls.ca to that authority's certificate, or \
@@ -127,31 +132,6 @@ pub(crate) fn in_words(error: &rustls::Error) -> String {
         InvalidCertificate(CertificateError::ApplicationVerificationFailure) => {
             "its certificate is not the one of tls.fingerprint: has it been renewed, or is somebody in between?"
         }
-        AlertReceived(AlertDescription::CertificateRequired) => {
-            "it asks for a client certificate: set tls.cert and tls.key"
-        }
-        AlertReceived(AlertDescription::UnknownCA) => {
-            "it does not know the authority that signed our certificate: have it signed by one that it trusts, and set \
-             tls.cert to that, with those in between"
-        }
-        AlertReceived(AlertDescription::CertificateExpired) => {
-            "our certificate has expired, it says: renew the file of tls.cert, or set the clock there"
-        }
-        AlertReceived(AlertDescription::CertificateRevoked) => {
-            "our certificate has been revoked, it says: have a new one made, and set tls.cert and tls.key to it"
-        }
-        AlertReceived(AlertDescription::CertificateUnknown) => {
-            "it does not accept our certificate: is it registered and active there, and is the file of tls.cert the right one?"
-        }
-        AlertReceived(AlertDescription::BadCertificate | AlertDescription::UnsupportedCertificate) => {
-            "it does not accept our certificate: see tls.cert"
-        }
-        AlertReceived(AlertDescription::AccessDenied) => {
-            "it does not let our certificate in: see tls.cert, and what that certificate may do there"
-        }
-        AlertReceived(AlertDescription::HandshakeFailure) => {
-            "it agrees to none of our ways of TLS: if it asks for a client certificate, set tls.cert and tls.key"
-        }
         AlertReceived(AlertDescription::NoApplicationProtocol) | NoApplicationProtocol => {
             "it does not take the protocols of tls.alpn"
         }
@@ -162,6 +142,35 @@ pub(crate) fn in_words(error: &rustls::Error) -> String {
         _ => return format!("TLS: {error}{}", self_made(&error.to_string())),
     };
     format!("{advice} ({error})")
+}
+
+/// What an alert of the other side says about our certificate, or that it wants one, with what to do.
+fn about_ours(alert: AlertDescription) -> Option<&'static str> {
+    use AlertDescription as Alert;
+    Some(match alert {
+        Alert::CertificateRequired => "it asks for a client certificate: set tls.cert and tls.key",
+        Alert::UnknownCA => {
+            "it does not know the authority that signed our certificate: have it signed by one that it trusts, and set \
+             tls.cert to that, with those in between"
+        }
+        Alert::CertificateExpired => {
+            "our certificate has expired, it says: renew the file of tls.cert, or set the clock there"
+        }
+        Alert::CertificateRevoked => {
+            "our certificate has been revoked, it says: have a new one made, and set tls.cert and tls.key to it"
+        }
+        Alert::CertificateUnknown => {
+            "it does not accept our certificate: is it registered and active there, and is the file of tls.cert the right one?"
+        }
+        Alert::BadCertificate | Alert::UnsupportedCertificate => "it does not accept our certificate: see tls.cert",
+        Alert::AccessDenied => {
+            "it does not let our certificate in: see tls.cert, and what that certificate may do there"
+        }
+        Alert::HandshakeFailure => {
+            "it agrees to none of our ways of TLS: if it asks for a client certificate, set tls.cert and tls.key"
+        }
+        _ => return None,
+    })
 }
 
 const RENEWED: &str = "is it renewed, and is this machine's clock right?";

@@ -26,6 +26,8 @@ pub struct Link {
     pub(crate) max_qos: Qos,
     /// Whether it accepts retained messages.
     pub(crate) retain_available: bool,
+    /// Whether messages may name the subscription by which they come.
+    pub(crate) has_subscription_ids: bool,
     /// The number of topic aliases that it accepts.
     pub(crate) topic_aliases: u16,
     /// The id of the upstream, if it is a gateway.
@@ -126,6 +128,8 @@ pub struct InMessage {
     /// The QoS of this delivery.
     pub qos: Qos,
     pub(crate) retain: bool,
+    /// Whether it may have come before (DUP).
+    pub(crate) is_repeated: bool,
     /// The message expiry interval in seconds.
     pub(crate) expiry: Option<u32>,
     /// The MQTT 5 properties, encoded, without their length.
@@ -171,6 +175,18 @@ pub enum ClientEvent {
     Unasked(u16),
     /// The upstream has answered a ping.
     Pinged,
+}
+
+/// Which of the messages that the upstream retains a subscription asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RetainedWanted {
+    /// All, if the subscription is new.
+    #[default]
+    IfNew,
+    /// None, because they are read at another time.
+    None,
+    /// All, with this subscription identifier, and those that we have published there included.
+    All(u32),
 }
 
 /// A successful acknowledgement.
@@ -314,6 +330,11 @@ impl Broken {
         matches!(self, Broken::Ended(EndReason::Elsewhere | EndReason::Administrative, _))
     }
 
+    /// Whether it takes less at a time, or in a time, than it was sent.
+    pub(crate) fn is_limit(&self) -> bool {
+        matches!(self, Broken::Ended(EndReason::WindowExceeded | EndReason::PaceExceeded, _))
+    }
+
     /// Whether what was asked for at the beginning may be the reason.
     pub(crate) fn may_be_asked_for(&self) -> bool {
         use EndReason::{Administrative, PaceExceeded, TooMuch};
@@ -372,8 +393,9 @@ pub trait UpstreamClient: Send {
     /// Sends a message. [`ClientEvent::Sent`] follows, in the order of messages.
     fn publish(&mut self, message: OutMessage) -> Result<(), Busy>;
 
-    /// Subscribes in one packet. [`ClientEvent::Subscribed`] follows.
-    fn subscribe(&mut self, filters: &[(TopicFilter, Qos)]) -> Result<(), Busy>;
+    /// Subscribes in one packet. [`ClientEvent::Subscribed`] follows. Versions before 5 do not know what is wanted of
+    /// retained messages.
+    fn subscribe(&mut self, filters: &[(TopicFilter, Qos)], wanted: RetainedWanted) -> Result<(), Busy>;
 
     /// Unsubscribes in one packet. [`ClientEvent::Unsubscribed`] follows.
     fn unsubscribe(&mut self, filters: &[TopicFilter]) -> Result<(), Busy>;

@@ -38,7 +38,8 @@ use super::mark::SessionMark;
 use super::neighbours::{Neighbours, Presence};
 use super::settings::{Password, ProxyScheme, UpstreamAddress, UpstreamSettings};
 use super::wire::{
-    Ack, BeginStep, Broken, Busy, ClientEvent, ConnectOffer, LineProgress, Link, OutMessage, UpstreamClient, Version,
+    Ack, BeginStep, Broken, Busy, ClientEvent, ConnectOffer, LineProgress, Link, OutMessage, RetainedWanted,
+    UpstreamClient, Version,
 };
 use super::{password, tls};
 use crate::message::{Qos, TopicFilter};
@@ -52,7 +53,7 @@ const HEAD: usize = 9;
 /// A packet to send.
 enum Request {
     Publish(OutMessage),
-    Subscribe(Vec<(TopicFilter, Qos)>),
+    Subscribe(Vec<(TopicFilter, Qos)>, RetainedWanted),
     Unsubscribe(Vec<String>),
     Ack(Ack),
     Ping,
@@ -171,8 +172,8 @@ impl UpstreamClient for RemoteClient {
         self.request(Request::Publish(message))
     }
 
-    fn subscribe(&mut self, filters: &[(TopicFilter, Qos)]) -> Result<(), Busy> {
-        self.request(Request::Subscribe(filters.to_vec()))
+    fn subscribe(&mut self, filters: &[(TopicFilter, Qos)], wanted: RetainedWanted) -> Result<(), Busy> {
+        self.request(Request::Subscribe(filters.to_vec(), wanted))
     }
 
     fn unsubscribe(&mut self, filters: &[TopicFilter]) -> Result<(), Busy> {

@@ -91,6 +91,7 @@ pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
                 max_packet_size: None,
                 max_qos: Qos::ExactlyOnce,
                 retain_available: true,
+                has_subscription_ids: false,
                 topic_aliases: 0,
                 gateway: None,
             };
@@ -143,6 +144,7 @@ fn received(publish: Publish) -> Result<InMessage, Broken> {
         payload: publish.payload,
         qos: Qos::from_u8(publish.qos as u8).ok_or(Broken::Garbled)?,
         retain: publish.retain,
+        is_repeated: publish.dup,
         expiry: None,
         properties: Vec::new(),
     })

@@ -3,7 +3,8 @@
 use bytes::BytesMut;
 use rumqttc::v5::mqttbytes::v5::{
     ConnAck, Connect, ConnectProperties, ConnectReturnCode, Disconnect, DisconnectReasonCode, Filter, LastWill, Login,
-    Packet, Publish, PublishProperties, RetainForwardRule, Subscribe, SubscribeReasonCode, Unsubscribe,
+    Packet, Publish, PublishProperties, RetainForwardRule, Subscribe, SubscribeProperties, SubscribeReasonCode,
+    Unsubscribe,
 };
 use rumqttc::v5::mqttbytes::{Error, QoS};
 
@@ -12,7 +13,9 @@ use crate::message::{Qos, TopicFilter, check_topic, via};
 use crate::secret::Secret;
 use crate::upstream::properties::gateway_in;
 use crate::upstream::settings::UpstreamSettings;
-use crate::upstream::wire::{Broken, ClientEvent, EndReason, InMessage, Link, StatusWill, Version, said, words};
+use crate::upstream::wire::{
+    Broken, ClientEvent, EndReason, InMessage, Link, RetainedWanted, StatusWill, Version, said, words,
+};
 
 /// The number of messages that the upstream may send before the first is acknowledged.
 const RECEIVE_MAXIMUM: u16 = 100;
@@ -44,16 +47,30 @@ pub(super) fn connect(
     connect.write(&will, &login, out).map(drop).map_err(|error| error.to_string())
 }
 
-pub(super) fn subscribe(filters: &[(TopicFilter, Qos)], pkid: u16, out: &mut BytesMut) -> Result<(), String> {
+pub(super) fn subscribe(
+    (filters, wanted): (&[(TopicFilter, Qos)], RetainedWanted),
+    pkid: u16,
+    out: &mut BytesMut,
+) -> Result<(), String> {
+    let id = match wanted {
+        RetainedWanted::All(id) => Some(id as usize),
+        RetainedWanted::IfNew | RetainedWanted::None => None,
+    };
     let filter = |(filter, qos): &(TopicFilter, Qos)| Filter {
         path: filter.to_string(),
         qos: granted(*qos),
-        nolocal: true,
+        // the upstream may have our own message for its last one
+        nolocal: id.is_none(),
         preserve_retain: true,
-        // a resumed session has received them already
-        retain_forward_rule: RetainForwardRule::OnNewSubscribe,
+        retain_forward_rule: match wanted {
+            // a resumed session has received them already
+            RetainedWanted::IfNew => RetainForwardRule::OnNewSubscribe,
+            RetainedWanted::None => RetainForwardRule::Never,
+            RetainedWanted::All(_) => RetainForwardRule::OnEverySubscribe,
+        },
     };
-    let packet = Subscribe { pkid, filters: filters.iter().map(filter).collect(), properties: None };
+    let properties = id.map(|id| SubscribeProperties { id: Some(id), user_properties: Vec::new() });
+    let packet = Subscribe { pkid, filters: filters.iter().map(filter).collect(), properties };
     packet.write(out).map(drop).map_err(|error| error.to_string())
 }
 
@@ -98,6 +115,7 @@ pub(super) fn decode(bytes: &mut BytesMut) -> Result<Incoming, Broken> {
                 max_packet_size: properties.and_then(|p| p.max_packet_size),
                 max_qos: properties.and_then(|p| p.max_qos).and_then(Qos::from_u8).unwrap_or(Qos::ExactlyOnce),
                 retain_available: properties.and_then(|p| p.retain_available) != Some(0),
+                has_subscription_ids: properties.and_then(|p| p.subscription_identifiers_available) != Some(0),
                 topic_aliases: properties.and_then(|p| p.topic_alias_max).unwrap_or(0),
                 gateway: properties.and_then(|p| gateway_in(&p.user_properties)),
             };
@@ -172,6 +190,7 @@ fn received(publish: Publish) -> Result<InMessage, Broken> {
         payload: publish.payload,
         qos: Qos::from_u8(publish.qos as u8).ok_or(Broken::Garbled)?,
         retain: publish.retain,
+        is_repeated: publish.dup,
         expiry,
         properties: encode(&properties),
     })

@@ -9,7 +9,7 @@
 //!    if messages for it were lost (by the limits of the journal, by expiry or by damage), or if the gateway had crashed. A
 //!    pass deletes recorded topics that are no longer retained here, and sends all retained values that were not sent on
 //!    this connection anyway. Topics that also come from the upstream are left out of passes, because the value there may be
-//!    newer.
+//!    newer, unless they are mirrored and the upstream is known to have nothing on them ([`crate::upstream::mirror`]).
 //!
 //! A pass may be cut off by the end of a connection, whatever the reason is. Until one is complete, it is due on every
 //! connection, also if the upstream then knows our session again, and after a restart. On a session that was kept it goes on
@@ -401,9 +401,17 @@ impl Passes {
         self.noted = None;
     }
 
-    /// Records at an orderly end that nothing has to be repeated.
-    pub(crate) fn close(&self, journal: &Journal) {
-        if let Some(noted) = self.noted.filter(|_| !self.kept.is_empty() && self.incomplete.is_empty()) {
+    /// Asks for a pass, because it is not known what the upstream has.
+    pub(crate) fn demand(&mut self) {
+        self.noted = None;
+        self.is_due |= self.pass.is_none();
+    }
+
+    /// Records at an orderly end that nothing has to be repeated. `is_mirroring` tells that this matters even if the upstream retains
+    /// nothing because of us.
+    pub(crate) fn close(&self, journal: &Journal, is_mirroring: bool) {
+        let matters = is_mirroring || !self.kept.is_empty();
+        if let Some(noted) = self.noted.filter(|_| matters && self.incomplete.is_empty()) {
             // if this cannot be written, there is an unnecessary pass
             let _ = journal.keep(&prefix(&self.name), Some(&noted.to_le_bytes()), true);
         }

@@ -41,7 +41,7 @@ fn a_pass_is_due_when_the_session_is_gone_or_something_was_lost() {
     send(&mut passes, 3, &TOPICS);
     finish(&mut passes);
     // after an orderly restart it is known that nothing has to be repeated
-    passes.close(&journal);
+    passes.close(&journal, false);
     let mut passes = Passes::restore(&journal, "home");
     passes.connected(0, true, 3, 0);
     assert!(!passes.is_due());
@@ -157,7 +157,7 @@ fn a_pass_that_was_cut_off_is_due_until_one_is_complete() {
     let mut passes = begin();
     passes.connected(0, false, 0, 0);
     send(&mut passes, 0, &TOPICS);
-    passes.close(&journal);
+    passes.close(&journal, false);
     let mut passes = Passes::restore(&journal, "home");
     passes.connected(0, true, 0, 0);
     assert!(passes.is_due());

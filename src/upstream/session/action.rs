@@ -4,7 +4,7 @@ use crate::journal::Position;
 use crate::message::{Qos, TopicFilter};
 use crate::status::ledger::LedgerOutcome;
 use crate::upstream::lanes::Lane;
-use crate::upstream::wire::OutMessage;
+use crate::upstream::wire::{OutMessage, RetainedWanted};
 
 /// An action for the task of the upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub(crate) enum SessionAction {
     /// Read the journal again from the oldest unsettled message on.
     Rewind,
     /// Subscribe to these filters, in one packet.
-    Subscribe(Vec<(TopicFilter, Qos)>),
+    Subscribe(Vec<(TopicFilter, Qos)>, RetainedWanted),
     Unsubscribe(Vec<TopicFilter>),
     /// Ask the upstream for a sign of life.
     Ping,

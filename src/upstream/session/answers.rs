@@ -48,62 +48,78 @@ impl UpstreamSession {
             debug!(upstream, topic, reason, "the upstream refuses a message");
         }
         if message.is_status {
-            message.outcome = Some(LedgerOutcome::Acked);
-            let had_flag = message.retain;
-            self.status_refused(refused.then_some(reason), now);
-            if had_flag && !refused {
-                self.retain_is_taken();
-            }
-            self.status_answered(now, &mut actions);
-            if had_flag && reason == RETAIN_NOT_SUPPORTED {
-                self.say_status_again(now, &mut actions);
-            }
-            self.settle(&mut actions);
+            self.status_acked(at, reason, now, &mut actions);
         } else if reason == RETAIN_NOT_SUPPORTED && message.retain && message.source.is_some() {
             self.hold_again(at);
             self.refuse_retain("reason code 0x9A", now);
         } else if TRANSIENT.contains(&reason) {
-            message.again = true;
-            let (is_exact, packet_id) = (message.is_exact, message.packet_id);
-            self.quota.refused(now);
-            if let (IN_USE, true, Some(packet_id)) = (reason, is_exact, packet_id) {
-                // the id is in use by a message from another time, so it is freed
-                self.free_id(packet_id, &mut actions);
-            }
-            if self.pause.is_none() {
-                self.pauses += 1;
-                self.pause = Some(Pause { until: None, times: self.pauses });
-            }
+            self.refused_for_now(at, reason, now, &mut actions);
         } else if !refused && self.was_trial(at) {
             self.got_through = true;
             self.hold_again(at);
         } else if !self.proves_flag(at, now) {
-            let message = &mut self.in_flight[at];
-            self.got_through |= !refused;
-            self.put_off.trial.others_arrive(!refused);
-            if message.retain && !refused {
-                self.retain_is_taken();
-            }
-            let message = &mut self.in_flight[at];
-            let copy = message.gone_to.filter(|_| !refused);
-            let outcome = if refused { LedgerOutcome::Dropped(DropReason::Refused) } else { LedgerOutcome::Acked };
-            message.outcome = Some(outcome);
-            actions.extend(message.deletes.take().filter(|_| !refused).map(SessionAction::Deleted));
-            if !refused && self.pause.is_none() {
-                self.pauses = 0;
-                self.limits_hold(now);
-                let most = self.link.map_or(1, |link| self.most_in_flight(link));
-                if self.quota.acked(most, now) {
-                    info!(upstream = self.name, "the upstream has taken all messages for a minute");
-                }
-            }
-            if let Some((lane, position)) = copy {
-                self.copy_arrived(lane, position);
-            }
-            self.settle(&mut actions);
+            self.has_outcome(at, refused, now, &mut actions);
         }
         self.rest(now, &mut actions);
         actions
+    }
+
+    /// Handles the answer to the status.
+    fn status_acked(&mut self, at: usize, reason: u8, now: u64, actions: &mut Vec<SessionAction>) {
+        let message = &mut self.in_flight[at];
+        let (refused, had_flag) = (reason >= 0x80, message.retain);
+        message.outcome = Some(LedgerOutcome::Acked);
+        self.status_refused(refused.then_some(reason), now);
+        if had_flag && !refused {
+            self.retain_is_taken();
+        }
+        self.status_answered(now, actions);
+        if had_flag && reason == RETAIN_NOT_SUPPORTED {
+            self.say_status_again(now, actions);
+        }
+        self.settle(actions);
+    }
+
+    /// Handles a refusal of a message that may be taken later.
+    fn refused_for_now(&mut self, at: usize, reason: u8, now: u64, actions: &mut Vec<SessionAction>) {
+        let message = &mut self.in_flight[at];
+        message.again = true;
+        let (is_exact, packet_id) = (message.is_exact, message.packet_id);
+        self.quota.refused(now);
+        if let (IN_USE, true, Some(packet_id)) = (reason, is_exact, packet_id) {
+            // the id is in use by a message from another time, so it is freed
+            self.free_id(packet_id, actions);
+        }
+        if self.pause.is_none() {
+            self.pauses += 1;
+            self.pause = Some(Pause { until: None, times: self.pauses });
+        }
+    }
+
+    /// Handles an answer after which the message is not sent again.
+    fn has_outcome(&mut self, at: usize, refused: bool, now: u64, actions: &mut Vec<SessionAction>) {
+        self.got_through |= !refused;
+        self.put_off.trial.others_arrive(!refused);
+        if self.in_flight[at].retain && !refused {
+            self.retain_is_taken();
+        }
+        let message = &mut self.in_flight[at];
+        let copy = message.gone_to.filter(|_| !refused);
+        let outcome = if refused { LedgerOutcome::Dropped(DropReason::Refused) } else { LedgerOutcome::Acked };
+        message.outcome = Some(outcome);
+        actions.extend(message.deletes.take().filter(|_| !refused).map(SessionAction::Deleted));
+        if !refused && self.pause.is_none() {
+            self.pauses = 0;
+            self.limits_hold(now);
+            let most = self.link.map_or(1, |link| self.most_in_flight(link));
+            if self.quota.acked(most, now) {
+                info!(upstream = self.name, "the upstream has taken all messages for a minute");
+            }
+        }
+        if let Some((lane, position)) = copy {
+            self.copy_arrived(lane, position);
+        }
+        self.settle(actions);
     }
 
     /// Whether a message was acknowledged without its retain flag and must be sent again with it: see [`suspect`].

@@ -33,6 +33,8 @@ pub(crate) struct Inbound {
 pub(crate) enum NotTaken {
     /// No rule asks for it, or it has been here.
     Unwanted,
+    /// The gateway has the same, or a newer one.
+    Known,
     /// A limit of the gateway excludes this message of a topic.
     Lost(InboundLoss, String),
 }
@@ -94,6 +96,7 @@ impl UpstreamSession {
         self.learned.forget();
         self.try_denied();
         self.forget_granted();
+        self.reading_refused = false;
         let mut actions = Vec::new();
         if self.link.is_some() {
             let gone = before.iter().filter(|(filter, _)| wanted.iter().all(|(kept, _)| kept != filter));

@@ -43,6 +43,7 @@ mod exact;
 mod granted;
 mod learned;
 mod limits;
+mod mirrored;
 mod opening;
 mod outgoing;
 mod own;
@@ -150,6 +151,8 @@ pub(crate) struct UpstreamSession {
     wants_retained: bool,
     /// Whether the upstream does not accept QoS 2.
     exact_refused: RememberedRefusal,
+    /// Whether the upstream ends connections when its retained messages are read.
+    reading_refused: bool,
     /// The reason code with which the status was refused.
     status_refusal: Option<u8>,
     /// Whether the upstream has acknowledged a message of the journal on this connection.
@@ -219,6 +222,7 @@ impl UpstreamSession {
             retain_refused: RememberedRefusal::default(),
             wants_retained: false,
             exact_refused: RememberedRefusal::default(),
+            reading_refused: false,
             status_refusal: None,
             got_through: false,
             has_recorded: false,
@@ -314,10 +318,10 @@ impl UpstreamSession {
             _ if is_explained => {}
             // what frees packet ids is sent before all the rest
             Broken::Closed | Broken::Dismissed(..) if self.ended_while_freeing() => {}
-            Broken::Closed | Broken::Dismissed(..) if !self.opening_ended(now) && !self.ended_at_release(now) => {
-                if !self.is_coincidence() {
-                    self.suspect(now, &mut actions);
-                }
+            Broken::Closed | Broken::Dismissed(..)
+                if !self.opening_ended(now) && !self.ended_at_release(now) && !self.is_coincidence() =>
+            {
+                self.suspect(now, &mut actions);
             }
             Broken::Ended(reason, _) if self.limit_exceeded(*reason, now) => {}
             why if why.may_be_asked_for() => drop(self.opening_ended(now)),

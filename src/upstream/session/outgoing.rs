@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::{SentFrom, SentMessage, SessionAction, UpstreamSession, exact};
 use crate::journal::Position;
-use crate::message::{Message, Qos};
+use crate::message::{Draft, Message, Origin, Qos};
 use crate::status::ledger::{DropReason, LedgerOutcome};
 use crate::upstream::discovery::{self, Forwarded};
 use crate::upstream::lanes::Lane;
@@ -14,7 +14,7 @@ use crate::upstream::wire::{Link, OutMessage, Version};
 
 impl UpstreamSession {
     /// Whether messages may have the retain flag.
-    fn takes_retain(&self, link: Link) -> bool {
+    pub(super) fn takes_retain(&self, link: Link) -> bool {
         link.retain_available && !self.retain_refused.is_in_force()
     }
 
@@ -103,15 +103,33 @@ impl UpstreamSession {
         self.in_flight.push_back(held);
     }
 
-    /// A retained message in its form for a pass; `None` if it is not forwarded or also comes from the upstream.
-    pub(crate) fn retained(&self, message: &Message, now: u64) -> Option<OutMessage> {
+    /// A retained message in its form for a pass; `None` if it is not forwarded, or also comes from the upstream and is not
+    /// known to be missing there.
+    pub(crate) fn retained(
+        &self,
+        message: &Message,
+        is_missing: impl Fn(&str) -> bool,
+        now: u64,
+    ) -> Option<OutMessage> {
         if self.is_denied(message.view().topic()) {
             return None;
         }
-        let mut out = self.outgoing(message, true, now).ok()?;
+        let mut out = match message.view().origin() == self.origin {
+            true => self.returned(message, now)?,
+            false => self.outgoing(message, true, now).ok()?,
+        };
         // it has no ordinal, and a duplicate does no harm
         out.qos = out.qos.min(Qos::AtLeastOnce);
-        (out.retain && self.rules.incoming(&out.topic).is_none()).then_some(out)
+        let is_mirrored = || self.mirrored(&out.topic).is_some() && is_missing(&out.topic);
+        (out.retain && (self.rules.incoming(&out.topic).is_none() || is_mirrored())).then_some(out)
+    }
+
+    /// A message that the upstream has sent and forgotten.
+    fn returned(&self, message: &Message, now: u64) -> Option<OutMessage> {
+        let properties = properties::without_way(message.view().properties());
+        let draft = Draft { properties: &properties, origin: Origin::gateway(), ..message.view().to_draft() };
+        let out = self.outgoing(&Message::new(&draft), true, now).ok()?;
+        self.mirrored(&out.topic).is_some().then_some(out)
     }
 
     /// The deletion of a retained message that was sent before; `None` if it is no longer forwarded or also comes from the

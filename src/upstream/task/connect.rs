@@ -47,6 +47,7 @@ impl<C: UpstreamClient> Upstream<C> {
         self.set_carried(link.gateway);
         let now = self.clock.boot_ms();
         self.passes.connected(self.address, link.session_present, losses(&self.consumers.backlog()), now);
+        self.mirror.connected(link.session_present, self.passes.is_due(), now);
         self.lanes.connected(self.consumers.waiting());
         self.set_filters();
         self.shown.failed_attempts = 0;
@@ -66,6 +67,9 @@ impl<C: UpstreamClient> Upstream<C> {
         }
         let actions = self.session.connected(link, now);
         self.look_at_large();
+        if self.session.reads_mirrored() && self.session.misses_mirrored() {
+            self.passes.demand();
+        }
         let excess = self.asked.in_excess(&self.session.subscriptions());
         let excess = excess.chunks(FILTERS).map(|part| SessionAction::Unsubscribe(part.to_vec()));
         let alive = self.perform(actions);
@@ -168,6 +172,10 @@ impl<C: UpstreamClient> Upstream<C> {
             (self.passed_on, self.soon_ended) = (0, 0);
             self.failback_tries.was_good(self.address);
             self.client.peer_was_good();
+            return false;
+        }
+        if why.is_limit() && self.session.is_cause_clear(self.clock.boot_ms()) {
+            // the next connection is sent less
             return false;
         }
         self.soon_ended += 1;

@@ -32,12 +32,14 @@ impl<C: UpstreamClient> Upstream<C> {
                 ClientEvent::Unasked(packet_id) => self.session.unasked(packet_id, self.clock.boot_ms()),
                 ClientEvent::Received(message) => {
                     let about = (message.packet_id, message.qos, message.payload.len());
-                    self.inbox.received(self.session.incoming(message), about);
+                    let taken = self.taken(message);
+                    self.inbox.received(taken, about);
                     self.inbox.deliver(&self.door, self.clock.boot_ms()).await?;
                     continue;
                 }
                 ClientEvent::TooLarge(message) => {
                     let about = (message.packet_id, message.qos, message.size);
+                    self.mirror.found(&message.topic);
                     self.inbox.received(Err(self.session.too_large(&message.topic)), about);
                     self.inbox.deliver(&self.door, self.clock.boot_ms()).await?;
                     continue;
@@ -64,9 +66,9 @@ impl<C: UpstreamClient> Upstream<C> {
                     Ok(())
                 }
                 SessionAction::Release(packet_id) => self.client.ack(Ack::Released(packet_id)),
-                SessionAction::Subscribe(filters) => {
+                SessionAction::Subscribe(filters, wanted) => {
                     self.asked.subscribes(filters.iter().map(|(filter, _)| filter));
-                    self.client.subscribe(&filters)
+                    self.client.subscribe(&filters, wanted)
                 }
                 SessionAction::Unsubscribe(filters) => {
                     self.asked.unsubscribes(&filters);

@@ -19,7 +19,11 @@ impl<C: UpstreamClient> Upstream<C> {
             return Some(false);
         }
         let more = if is_ready { self.take_from_journal() } else { Some(false) };
-        if is_ready && more == Some(false) && self.passes.is_active() { self.step_pass() } else { more }
+        match more {
+            Some(false) if is_ready && self.passes.is_active() => self.step_pass(),
+            Some(false) if is_ready => self.read_doubtful(),
+            more => more,
+        }
     }
 
     /// Sends messages as far as there is room. Returns whether there may be more, or `None` if the connection accepts
@@ -92,6 +96,7 @@ impl<C: UpstreamClient> Upstream<C> {
             {
                 let local = message.view().topic();
                 self.passes.handed_over(&self.journal, &out.topic, local, !out.payload.is_empty());
+                self.note_mirrored(&out.topic);
             }
         }
     }

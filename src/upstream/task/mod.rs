@@ -7,6 +7,7 @@ mod failback;
 mod fault;
 mod handing;
 mod line;
+mod mirror;
 mod pass;
 mod settle;
 mod shelving;
@@ -38,6 +39,7 @@ use super::door::InboxDoor;
 use super::inbox::UpstreamInbox;
 use super::lanes::{Consumers, Lane, Lanes, Readers};
 use super::mark::SessionMark;
+use super::mirror::Mirror;
 use super::neighbours::Neighbours;
 use super::retained::{Passes, losses};
 use super::rule::UpstreamRules;
@@ -80,6 +82,7 @@ pub struct Upstream<C> {
     consumers: Consumers,
     readers: Readers,
     passes: Passes,
+    mirror: Mirror,
     journal: Journal,
     synced: watch::Receiver<Position>,
     door: InboxDoor,
@@ -133,6 +136,22 @@ enum ConversationEnd {
     /// What the upstream may take after all is asked for again.
     AsksAgain,
     Cancelled,
+}
+
+impl ConversationEnd {
+    /// The reason for others to read, and whether the next attempt is made at once; `None` if there is no next one.
+    fn reason(self) -> Option<(Broken, bool)> {
+        let (why, at_once) = match self {
+            ConversationEnd::Cancelled => return None,
+            ConversationEnd::Broken(why) => return Some((why, false)),
+            ConversationEnd::Changed => ("the configuration has changed", true),
+            ConversationEnd::Failback => ("the first address answers again", true),
+            ConversationEnd::Renewed => ("what it never acknowledges needs a new one", false),
+            ConversationEnd::Missed => ("what there was no room for comes again on a new one", false),
+            ConversationEnd::AsksAgain => ("what it did not seem to take is asked for again", true),
+        };
+        Some((Broken::Failed(why.into()), at_once))
+    }
 }
 
 impl Upstream<RemoteClient> {
@@ -206,6 +225,7 @@ impl<C: UpstreamClient> Upstream<C> {
             session,
             readers: consumers.readers(),
             passes: Passes::restore(journal, &current.name),
+            mirror: Mirror::new(getrandom::u32().unwrap_or(0)),
             journal: journal.clone(),
             synced: journal.synced(),
             inbox: UpstreamInbox::new(&current.name, max_packet_size, journal, consumers.id(Lane::First)),
@@ -257,28 +277,15 @@ impl<C: UpstreamClient> Upstream<C> {
             self.client.close();
             self.backoff.connected_for(connected.elapsed());
             let is_planned = self.session.is_renewing() || matches!(end, ConversationEnd::Missed);
-            let (why, at_once) = match end {
-                ConversationEnd::Cancelled => break,
-                ConversationEnd::Changed => (Broken::Failed("the configuration has changed".into()), true),
-                ConversationEnd::Failback => (Broken::Failed("the first address answers again".into()), true),
-                ConversationEnd::Renewed => {
-                    (Broken::Failed("what it never acknowledges needs a new one".into()), false)
-                }
-                ConversationEnd::Missed => {
-                    (Broken::Failed("what there was no room for comes again on a new one".into()), false)
-                }
-                ConversationEnd::AsksAgain => {
-                    (Broken::Failed("what it did not seem to take is asked for again".into()), true)
-                }
-                ConversationEnd::Broken(why) => (why, false),
-            };
+            let Some((why, at_once)) = end.reason() else { break };
             if !at_once && !is_planned {
                 self.is_down(&why, &format!("the connection ended: {why}"));
             }
             self.pass_ended(&why);
             let by_upstream = matches!(why, Broken::Closed | Broken::Dismissed(..));
             let at_answer = self.inbox.ended(by_upstream, self.clock.boot_ms());
-            if self.asked.ended(by_upstream) || at_answer {
+            let at_reading = self.reading_ended(by_upstream);
+            if self.asked.ended(by_upstream) || at_answer || at_reading {
                 self.session.explain();
             }
             let actions = self.session.disconnected(&why, self.clock.boot_ms());
@@ -317,7 +324,9 @@ impl<C: UpstreamClient> Upstream<C> {
             }
         }
         self.set_carried(None);
-        self.passes.close(&self.journal);
+        if self.mirror.is_sure() {
+            self.passes.close(&self.journal, self.session.is_mirroring());
+        }
         self.is_well();
         self.set_state(UpstreamState::Stopped, None);
         Ok(())

@@ -15,6 +15,9 @@ impl<C: UpstreamClient> Upstream<C> {
             if backlog.messages > self.session.in_flight() - self.session.own_in_flight() {
                 return Some(false); // waiting messages may already have what the pass would find
             }
+            if !self.read_all()? {
+                return Some(false);
+            }
             self.passes.begin(UpstreamRules::new(&self.current).local_filters(), losses(&backlog), now);
         }
         self.note_answers(now);
@@ -26,7 +29,8 @@ impl<C: UpstreamClient> Upstream<C> {
                 Some(true)
             }
             Need::Values(filter, after) => {
-                let messages = self.door.retained(&filter, &after, Origin::upstream(&self.name));
+                let (upstream, others_only) = (Origin::upstream(&self.name), !self.session.reads_mirrored());
+                let messages = self.door.retained((&filter, &after), upstream, others_only);
                 self.passes.values(messages, self.journal.barrier());
                 Some(true)
             }
@@ -34,8 +38,10 @@ impl<C: UpstreamClient> Upstream<C> {
             Need::Answers => {
                 if self.session.take_own_put_off() {
                     self.passes.put_off();
+                    self.mirror.pass_ended();
                 } else if self.session.own_in_flight() == 0 {
                     self.passes.complete();
+                    self.mirror.pass_ended();
                 }
                 Some(false)
             }
@@ -50,6 +56,7 @@ impl<C: UpstreamClient> Upstream<C> {
             let Some(item) = self.passes.next_item(now) else { return Some(true) };
             let Some((out, local)) = self.still_right(item, now) else { continue };
             self.passes.handed_over(&self.journal, &out.topic, &local, !out.payload.is_empty());
+            self.note_mirrored(&out.topic);
             let is_confirmed = out.qos != Qos::AtMostOnce;
             let (number, actions) = self.session.own(out, now);
             self.passes.count(number, is_confirmed);
@@ -64,7 +71,9 @@ impl<C: UpstreamClient> Upstream<C> {
     fn still_right(&mut self, item: Item, now: u64) -> Option<(OutMessage, String)> {
         let (out, local) = match item {
             Item::Value(message) => {
-                let out = self.session.retained(&message, now).filter(|_| self.door.is_current(&message))?;
+                let is_missing = |remote: &str| self.mirror.is_missing(remote);
+                let out = self.session.retained(&message, is_missing, now);
+                let out = out.filter(|_| self.door.is_current(&message))?;
                 (out, message.view().topic().to_owned())
             }
             Item::Clear { local, remote } => {
@@ -72,7 +81,9 @@ impl<C: UpstreamClient> Upstream<C> {
                 (self.session.deletion(&local, remote).filter(|_| is_absent)?, local)
             }
         };
-        (!self.passes.was_sent(&out.topic)).then_some((out, local))
+        // of a mirrored topic the reading tells that
+        let is_mirrored = self.session.mirrored(&out.topic).is_some();
+        (is_mirrored || !self.passes.was_sent(&out.topic)).then_some((out, local))
     }
 
     fn note_answers(&mut self, now: u64) {

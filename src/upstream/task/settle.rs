@@ -68,6 +68,9 @@ impl<C: UpstreamClient> Upstream<C> {
         self.set_carried(self.gateway);
         let actions = self.session.set_rules(UpstreamRules::new(&self.current), self.clock.boot_ms());
         let alive = self.perform(actions);
+        if alive && self.session.reads_mirrored() {
+            self.passes.demand();
+        }
         self.look_at_shelf();
         self.asked.forgive();
         self.approach.forgive_wills();

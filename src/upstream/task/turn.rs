@@ -70,7 +70,10 @@ impl<C: UpstreamClient> Upstream<C> {
     fn wake(&self) -> Option<Duration> {
         let now = self.clock.boot_ms();
         let again = self.approach.asks_again_at(self.address);
-        let deadlines = [self.session.deadline(), self.passes.deadline(), self.inbox.deadline(now), again];
+        // what is due and was not done waits for something else
+        let later = |at: u64| if at <= now { now + SOON.as_millis() as u64 } else { at };
+        let mirror = self.mirror.deadline().filter(|_| self.session.reads_mirrored()).map(later);
+        let deadlines = [self.session.deadline(), self.passes.deadline(), self.inbox.deadline(now), again, mirror];
         let deadlines = deadlines.into_iter().flatten();
         let deadlines = deadlines.map(|deadline| Duration::from_millis(deadline.saturating_sub(now)));
         // a disk that fails says nothing when it works again

@@ -73,6 +73,7 @@ async fn what_an_upstream_sent_while_there_was_no_room_comes_again() {
             payload: "x".repeat(size).into(),
             qos: Qos::AtLeastOnce,
             retain: false,
+            is_repeated: false,
             expiry: None,
             properties: Vec::new(),
         })

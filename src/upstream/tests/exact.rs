@@ -108,6 +108,7 @@ impl Bench {
             payload: payload.into(),
             qos: Qos::ExactlyOnce,
             retain: false,
+            is_repeated: false,
             expiry: None,
             properties: Vec::new(),
         };

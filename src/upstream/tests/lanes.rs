@@ -22,6 +22,7 @@ const V5: Link = Link {
     max_packet_size: None,
     max_qos: Qos::ExactlyOnce,
     retain_available: true,
+    has_subscription_ids: true,
     topic_aliases: 0,
     gateway: None,
 };

@@ -27,7 +27,8 @@ use super::rule::tests::rule;
 use super::settings::{Order, OutQos, UpstreamAddress, UpstreamSettings};
 use super::task::{Upstream, UpstreamError};
 use super::wire::{
-    Ack, Broken, Busy, ClientEvent, ConnectOffer, InMessage, LineProgress, Link, OutMessage, UpstreamClient, Version,
+    Ack, Broken, Busy, ClientEvent, ConnectOffer, InMessage, LineProgress, Link, OutMessage, RetainedWanted,
+    UpstreamClient, Version,
 };
 use crate::exchange::ingress::{IngressError, Receipt};
 use crate::health::PulseTaker;
@@ -114,7 +115,7 @@ impl UpstreamClient for Scripted {
     fn publish(&mut self, message: OutMessage) -> Result<(), Busy> {
         self.ask(Asked::Publish(format!("{} {}", message.topic, String::from_utf8_lossy(&message.payload))))
     }
-    fn subscribe(&mut self, filters: &[(TopicFilter, Qos)]) -> Result<(), Busy> {
+    fn subscribe(&mut self, filters: &[(TopicFilter, Qos)], _: RetainedWanted) -> Result<(), Busy> {
         self.ask(Asked::Subscribe(strings(filters.iter().map(|(filter, _)| filter))))
     }
     fn unsubscribe(&mut self, filters: &[TopicFilter]) -> Result<(), Busy> {
@@ -229,6 +230,7 @@ fn link(version: Version) -> Link {
         max_packet_size: None,
         max_qos: Qos::ExactlyOnce,
         retain_available: true,
+        has_subscription_ids: true,
         topic_aliases: 0,
         gateway: None,
     }
@@ -307,6 +309,7 @@ async fn commands_are_acknowledged_in_order_once_they_are_safe() {
             payload: payload.into(),
             qos: Qos::AtLeastOnce,
             retain: false,
+            is_repeated: false,
             expiry: None,
             properties: Vec::new(),
         })

@@ -51,7 +51,7 @@ impl UpstreamClient for Stuck {
         self.is_called.send(()).unwrap();
         self.release.recv().map_err(|_| Busy)
     }
-    fn subscribe(&mut self, _: &[(TopicFilter, Qos)]) -> Result<(), Busy> {
+    fn subscribe(&mut self, _: &[(TopicFilter, Qos)], _: RetainedWanted) -> Result<(), Busy> {
         Ok(())
     }
     fn unsubscribe(&mut self, _: &[TopicFilter]) -> Result<(), Busy> {

@@ -190,7 +190,7 @@ impl UpstreamConnection {
         if self.requests.len() >= self.max_requests {
             return Err(Busy);
         }
-        if let Request::Subscribe(_) | Request::Unsubscribe(_) = request {
+        if let Request::Subscribe(..) | Request::Unsubscribe(_) = request {
             self.asked.has_room()?;
         }
         self.requests.push_back(request);
@@ -286,9 +286,13 @@ impl UpstreamConnection {
                 message = Some(packet_id);
                 Ok(())
             }
-            (Request::Subscribe(filters), version) => {
+            (Request::Subscribe(filters, wanted), version) => {
                 let id = self.asked.next(AskedKind::Subscribe);
-                if version == Version::V5 { v5::subscribe(filters, id, out) } else { v4::subscribe(filters, id, out) }
+                if version == Version::V5 {
+                    v5::subscribe((filters, *wanted), id, out)
+                } else {
+                    v4::subscribe(filters, id, out)
+                }
             }
             (Request::Unsubscribe(filters), version) => {
                 let id = self.asked.next(AskedKind::Unsubscribe);

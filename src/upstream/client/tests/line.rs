@@ -204,3 +204,14 @@ async fn who_does_not_answer_is_said() {
         assert!(why.contains(expected) && why.contains("within 30 s"), "{why}");
     }
 }
+
+#[tokio::test]
+async fn what_is_too_much_for_an_upstream_is_told_apart() {
+    use crate::upstream::wire::EndReason::{PaceExceeded, TooMuch, WindowExceeded};
+    for (code, reason) in [(0x93, WindowExceeded), (0x96, PaceExceeded), (0x97, TooMuch)] {
+        let (mut connection, mut theirs, _) = opened(Version::V5, 1024).await;
+        theirs.write_all(&[0xe0, 1, code]).await.unwrap();
+        let ended = connection.events().await;
+        assert!(matches!(&ended, Err(Broken::Ended(found, _)) if *found == reason), "{code:#x}: {ended:?}");
+    }
+}

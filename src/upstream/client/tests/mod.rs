@@ -15,7 +15,7 @@ use rumqttc::{mqttbytes as p4, v5::mqttbytes as p5};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
 
 use super::*;
-use crate::upstream::wire::{InMessage, OversizedMessage, StatusWill};
+use crate::upstream::wire::{InMessage, OversizedMessage, RetainedWanted, StatusWill};
 
 /// Counts the writes to a stream.
 struct Counted(DuplexStream, Arc<AtomicUsize>);
@@ -187,6 +187,7 @@ async fn a_message_at_qos_2_is_answered_in_two_steps() {
             payload: Bytes::from_static(b"x"),
             qos: Qos::ExactlyOnce,
             retain: false,
+            is_repeated: false,
             expiry: None,
             properties: Vec::new(),
         };
@@ -374,7 +375,7 @@ async fn what_an_upstream_may_not_send_ends_the_connection_and_is_not_acknowledg
 async fn a_refused_subscription_may_have_a_code_of_version_5() {
     let (mut connection, mut theirs, _) = opened(Version::V311, 64 << 10).await;
     let filters = ["a", "b"].map(|filter| (TopicFilter::new(filter).unwrap(), Qos::AtLeastOnce));
-    connection.request(Request::Subscribe(filters.to_vec())).unwrap();
+    connection.request(Request::Subscribe(filters.to_vec(), RetainedWanted::IfNew)).unwrap();
     theirs.write_all(b"\x90\x04\xff\x00\x87\x01").await.unwrap();
     assert_eq!(connection.events().await, Ok(vec![ClientEvent::Subscribed(0, vec![0x87, 1])]));
     for wrong in [&b"\x90\x03\0\x01\x03"[..], b"\x90\x02\0\x01", b"\x90\0"] {

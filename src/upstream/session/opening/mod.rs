@@ -32,6 +32,7 @@ use self::turn::OpeningTurn;
 pub(super) use self::turn::{ANSWER_MS, TURN_MS};
 use super::{ANSWER_TIMEOUT_MS, SessionAction, UpstreamSession};
 use crate::message::{Qos, TopicFilter};
+use crate::upstream::wire::RetainedWanted;
 
 /// The most filters in one packet: AWS IoT Core closes the connection if there are more.
 pub(crate) const FILTERS: usize = 8;
@@ -50,15 +51,25 @@ struct AskedFilters {
     patience: AskedPatience,
     /// Whether the upstream has answered something else since.
     others_answered: bool,
+    purpose: AskedFor,
 }
 
 /// A filter that was refused or not answered on this connection.
 #[derive(Clone, Debug)]
-struct AskAgain {
+struct FilterAgain {
     filter: TopicFilter,
     due: u64,
     /// Whether nothing else was answered either, so that it is asked for again with the first answer.
     is_doubtful: bool,
+}
+
+/// What a SUBSCRIBE is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AskedFor {
+    /// A rule asks for it.
+    Rule,
+    /// What is retained there is read.
+    Reading,
 }
 
 /// What still depends on an answer.
@@ -87,9 +98,11 @@ pub(super) struct SessionOpening {
     /// Whether it was said that the upstream answers what it was not asked.
     is_unasked_said: bool,
     /// The filters that were refused or not answered on this connection.
-    again: Vec<AskAgain>,
+    again: Vec<FilterAgain>,
     /// Whether the upstream has answered anything on this connection but CONNECT.
     is_alive: bool,
+    /// The filters that could not be read.
+    unread: Vec<TopicFilter>,
     status_unanswered: bool,
     /// What is done at present, while the parts are sent one after the other.
     turn: Option<OpeningTurn>,
@@ -150,6 +163,7 @@ impl SessionOpening {
     fn clear(&mut self) {
         self.queue.clear();
         self.unanswered.clear();
+        self.unread.clear();
         (self.status_unanswered, self.turn, self.overdue) = (false, None, None);
         (self.has_unconfirmed, self.is_alive, self.asked) = (false, false, 0);
         self.left_out.clear();
@@ -175,6 +189,28 @@ impl SessionOpening {
         self.left_out.contains(&OpeningStep::Status)
     }
 
+    /// Records a SUBSCRIBE that is sent. If the connection ends at one that only reads, no rule is to blame.
+    pub(super) fn asks(&mut self, filters: Vec<TopicFilter>, purpose: AskedFor, now: u64) {
+        let patience = if purpose == AskedFor::Rule { AskedPatience::Suspected } else { AskedPatience::Nothing };
+        let number = self.asked;
+        self.unanswered.push_back(AskedFilters { number, filters, at: now, patience, others_answered: false, purpose });
+        self.asked += 1;
+    }
+
+    /// Whether all parts are answered, or given up.
+    pub(super) fn has_ended(&self) -> bool {
+        let is_given_up = |asked: &AskedFilters| asked.patience == AskedPatience::Nothing;
+        self.turn.is_none() && self.queue.is_empty() && self.unanswered.iter().all(is_given_up)
+    }
+
+    pub(super) fn unanswered_readings(&self) -> usize {
+        self.unanswered.iter().filter(|asked| asked.purpose == AskedFor::Reading).count()
+    }
+
+    pub(super) fn take_unread(&mut self) -> Vec<TopicFilter> {
+        std::mem::take(&mut self.unread)
+    }
+
     /// Asks for a filter again later. `is_doubtful` tells that the upstream has answered nothing else meanwhile. Returns
     /// whether that is new.
     fn ask_later(&mut self, filter: &TopicFilter, is_doubtful: bool, now: u64) -> bool {
@@ -185,7 +221,7 @@ impl SessionOpening {
                 false
             }
             None => {
-                self.again.push(AskAgain { filter: filter.clone(), due, is_doubtful });
+                self.again.push(FilterAgain { filter: filter.clone(), due, is_doubtful });
                 true
             }
         }
@@ -231,14 +267,14 @@ impl UpstreamSession {
             .into_iter()
             .filter(|(f, _)| !self.opening.entries.is_left_out(&OpeningStep::Filter(f.clone()), now))
             .collect();
-        for part in wanted.chunks(if self.opening.single { 1 } else { FILTERS }) {
-            let filters = part.iter().map(|(filter, _)| filter.clone()).collect();
-            let patience = AskedPatience::Suspected;
-            let number = self.opening.asked;
-            let asked = AskedFilters { number, filters, at: now, patience, others_answered: false };
-            self.opening.unanswered.push_back(asked);
-            self.opening.asked += 1;
-            actions.push(SessionAction::Subscribe(part.to_vec()));
+        let most = if self.opening.single { 1 } else { FILTERS };
+        for kind in [RetainedWanted::IfNew, RetainedWanted::None] {
+            let of_kind: Vec<_> = wanted.iter().filter(|(f, _)| self.wanted_retained(f) == kind).cloned().collect();
+            for part in of_kind.chunks(most) {
+                let filters = part.iter().map(|(filter, _)| filter.clone()).collect();
+                self.opening.asks(filters, AskedFor::Rule, now);
+                actions.push(SessionAction::Subscribe(part.to_vec(), kind));
+            }
         }
     }
 
@@ -391,10 +427,16 @@ impl UpstreamSession {
             return Vec::new();
         };
         (self.opening.overdue, self.opening.has_unconfirmed) = (None, false);
-        let filters = self.opening.unanswered.remove(at).map(|asked| asked.filters).unwrap_or_default();
+        let asked = self.opening.unanswered.remove(at);
+        let is_reading = asked.as_ref().is_some_and(|asked| asked.purpose == AskedFor::Reading);
+        let filters = asked.map(|asked| asked.filters).unwrap_or_default();
         for (at, filter) in filters.iter().enumerate() {
             // a filter without a reason code is not granted
             let reason = reasons.get(at).copied().unwrap_or(UNSPECIFIED);
+            if is_reading {
+                self.opening.unread.extend(Some(filter).filter(|_| reason >= UNSPECIFIED).cloned());
+                continue;
+            }
             if reason < 0x80 {
                 self.opening.again.retain(|again| again.filter != *filter);
                 self.say_granted(filter, reason);

@@ -31,6 +31,7 @@ fn nothing_enters_a_gateway_twice() {
         payload: Bytes::new(),
         qos: Qos::AtLeastOnce,
         retain: true,
+        is_repeated: false,
         expiry: Some(5),
         properties: passed(&["00000001"]),
     };
@@ -70,6 +71,7 @@ fn two_gateways_at_one_upstream_do_not_echo() {
         payload: up.payload,
         qos: up.qos,
         retain: false,
+        is_repeated: false,
         expiry: None,
         // both gateways of this test have the same id
         properties: Vec::new(),

@@ -30,6 +30,7 @@ const V5: Link = Link {
     max_packet_size: None,
     max_qos: Qos::ExactlyOnce,
     retain_available: true,
+    has_subscription_ids: true,
     topic_aliases: 0,
     gateway: None,
 };
@@ -158,7 +159,7 @@ impl Bench {
                     assert!(self.session.is_exact(), "no rule has QoS 2");
                     self.released.push(packet_id);
                 }
-                SessionAction::Subscribe(filters) => {
+                SessionAction::Subscribe(filters, _) => {
                     self.asked.push(filters.iter().map(|(filter, _)| filter.to_string()).collect());
                 }
                 SessionAction::Unsubscribe(_) | SessionAction::Deleted(_) | SessionAction::Ping => {}

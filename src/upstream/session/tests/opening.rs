@@ -4,6 +4,7 @@ use super::{Bench, V4, V5};
 use crate::message::TopicFilter;
 use crate::upstream::rule::tests::{rule, settings};
 use crate::upstream::settings::OutQos;
+use crate::upstream::wire::RetainedWanted;
 
 fn filter(text: &str) -> TopicFilter {
     TopicFilter::new(text).unwrap()
@@ -12,7 +13,7 @@ fn filter(text: &str) -> TopicFilter {
 /// The filters of all subscriptions.
 fn asked(actions: &[SessionAction]) -> Vec<String> {
     let filters = actions.iter().filter_map(|action| match action {
-        SessionAction::Subscribe(filters) => Some(filters),
+        SessionAction::Subscribe(filters, _) => Some(filters),
         _ => None,
     });
     filters.flatten().map(|(filter, _)| filter.to_string()).collect()
@@ -37,12 +38,15 @@ fn new_rules_subscribe_and_unsubscribe_the_difference() {
         settings.inbound = vec![rule("a/#", "", "", Qos::AtLeastOnce), rule("b/#", "", "", Qos::AtMostOnce)];
     });
     let expected = vec![(filter("a/#"), Qos::AtLeastOnce), (filter("b/#"), Qos::AtMostOnce)];
-    assert_eq!(bench.session.connected(V5, 0), [SessionAction::Subscribe(expected)]);
+    assert_eq!(bench.session.connected(V5, 0), [SessionAction::Subscribe(expected, RetainedWanted::IfNew)]);
     let mut changed = settings();
     changed.inbound = vec![rule("b/#", "", "", Qos::AtLeastOnce), rule("c", "", "", Qos::AtMostOnce)];
     let expected = [
         SessionAction::Unsubscribe(vec![filter("a/#")]),
-        SessionAction::Subscribe(vec![(filter("b/#"), Qos::AtLeastOnce), (filter("c"), Qos::AtMostOnce)]),
+        SessionAction::Subscribe(
+            vec![(filter("b/#"), Qos::AtLeastOnce), (filter("c"), Qos::AtMostOnce)],
+            RetainedWanted::IfNew,
+        ),
     ];
     assert_eq!(bench.session.set_rules(UpstreamRules::new(&changed), 0), expected);
     assert_eq!(bench.session.set_rules(UpstreamRules::new(&changed), 0), []);
@@ -425,7 +429,7 @@ fn answers_to_subscriptions_belong_to_what_was_asked() {
         settings.inbound = names.iter().map(|name| rule(name, "", "", Qos::AtLeastOnce)).collect();
     });
     let actions = bench.session.connected(V4, 0);
-    let packets = actions.iter().filter(|action| matches!(action, SessionAction::Subscribe(_))).count();
+    let packets = actions.iter().filter(|action| matches!(action, SessionAction::Subscribe(..))).count();
     assert_eq!((packets, asked(&actions).len()), (3, 20));
     // the last is answered first, the second is refused in part, the first is never answered, and one was not asked for
     let refused = |bench: &Bench| {

@@ -26,7 +26,7 @@ fn the_retained_message_of_its_topic_goes_up_whatever_its_age() {
             let actions = bench.session.delivery((Lane::First, Role::Live), delivery, is_current, now);
             bench.perform(actions);
             assert_eq!((bench.sent.len(), bench.ledger().expired), (usize::from(goes_up), u64::from(!goes_up)));
-            let is_restored = bench.session.retained(&Message::new(&draft), now).is_some();
+            let is_restored = bench.session.retained(&Message::new(&draft), |_| false, now).is_some();
             assert_eq!(is_restored, retain && rule_keeps && upstream_keeps, "in a pass");
         }
     }
