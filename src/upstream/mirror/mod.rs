@@ -32,8 +32,10 @@ const CROSSES_MS: u64 = 300_000;
 const ANSWER_MS: u64 = 30_000;
 /// The most topics that are read together.
 const AT_ONCE: usize = 64;
-/// The most doubtful topics. Beyond that all mirrored topics are read.
-const MOST_DOUBTFUL: usize = 10_000;
+/// The most doubtful topics, and the most bytes of one. Beyond that all mirrored topics are read, because an upstream that
+/// makes topics doubtful may not fill the memory with them.
+const MOST_DOUBTFUL: usize = 4_096;
+const LONGEST_DOUBTFUL: usize = 1_024;
 /// The most topics that are remembered as sent on this connection. Beyond that every topic counts as sent.
 const MOST_SENT: usize = 65_536;
 /// The most topics that a reading remembers. Beyond that nothing goes up again.
@@ -197,7 +199,8 @@ impl Mirror {
     }
 
     fn doubt(&mut self, remote: &str, now: u64) {
-        if self.doubtful.len() < MOST_DOUBTFUL || self.doubtful.contains_key(remote) {
+        let has_room = self.doubtful.len() < MOST_DOUBTFUL && remote.len() <= LONGEST_DOUBTFUL;
+        if has_room || self.doubtful.contains_key(remote) {
             self.doubtful.insert(remote.to_owned(), now + SETTLES_MS);
         } else {
             self.wants_all = true;

@@ -332,3 +332,20 @@ fn all_are_equal_after_random_histories() {
         }
     }
 }
+
+#[test]
+fn doubtful_topics_take_little_memory() {
+    let mut mirror = Mirror::new(0);
+    for number in 0..MOST_DOUBTFUL {
+        mirror.doubt_again(&format!("t/{number}"), 0);
+    }
+    assert!(!mirror.wants_all());
+    mirror.doubt_again("t/0", 0);
+    assert!(!mirror.wants_all(), "it is known");
+    mirror.doubt_again("one more", 0);
+    assert!(mirror.wants_all());
+    assert_eq!(mirror.doubtful.len(), MOST_DOUBTFUL);
+    let mut mirror = Mirror::new(0);
+    mirror.doubt_again(&"x".repeat(LONGEST_DOUBTFUL + 1), 0);
+    assert!(mirror.wants_all() && mirror.doubtful.is_empty());
+}
