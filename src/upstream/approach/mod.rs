@@ -175,7 +175,10 @@ impl Approach {
     /// When something that this address may take after all is to be asked for again, by a new connection.
     pub(crate) fn asks_again_at(&self, address: usize) -> Option<u64> {
         let known = self.known.get(address)?;
-        known.will_again.at.into_iter().chain(known.version_again.at).min()
+        // not before the next attempt would be another one
+        let will = known.will_again.at.map(|at| at.max(known.will_until));
+        let version = known.version_again.at.map(|at| at.max(known.v311_until.unwrap_or_default()));
+        will.into_iter().chain(version).min()
     }
 
     /// The parameters for the next attempt at this address.
@@ -226,13 +229,14 @@ impl Approach {
             _ if settings.protocol == Protocol::Auto => {
                 // another server may have come to this address
                 known.spoke_v5 = false;
-                known.v311_until = Some(match known.is_version_doubtful {
-                    true if known.has_spoken_v5 => known.version_again.given_up(now),
-                    true => now + DOUBTFUL_MS,
-                    false => now + REMEMBERED_MS,
+                known.v311_until = Some(if known.is_version_doubtful && known.has_spoken_v5 {
+                    known.version_again.given_up(now)
+                } else {
+                    known.version_again = AskAgain::default();
+                    now + if known.is_version_doubtful { DOUBTFUL_MS } else { REMEMBERED_MS }
                 });
             }
-            _ => {}
+            _ => known.version_again = AskAgain::default(),
         }
         let Some(will) = known.trial.take() else {
             if known.will == StatusWill::Whole {

@@ -201,3 +201,41 @@ fn version_5_is_asked_for_again_if_it_has_worked_before() {
     approach.accepted(&auto, 0, offer, next);
     assert_eq!((offer.version, approach.asks_again_at(0)), (Version::V5, None));
 }
+
+#[test]
+fn what_is_asked_for_again_is_something_else_whatever_was_answered() {
+    for seed in 0..3_000_u64 {
+        let mut dice = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut below = |most: u64| {
+            dice ^= dice << 13;
+            dice ^= dice >> 7;
+            dice ^= dice << 17;
+            dice % most
+        };
+        let mut with_will = settings(Protocol::Auto);
+        with_will.status_topic = Some(Topic::new("status").unwrap());
+        let (mut approach, mut now) = (Approach::default(), 1);
+        for _ in 0..80 {
+            let offer = approach.offer(&with_will, 0, false, now);
+            let why = match below(9) {
+                0..4 => None,
+                4 => Some(Broken::Version),
+                5 => Some(Broken::Silent),
+                6 => Some(Broken::Garbled),
+                7 => Some(Broken::Refused(RETAIN_NOT_SUPPORTED, String::new())),
+                _ => Some(Broken::Closed),
+            };
+            if let Some(why) = why {
+                approach.failed(&with_will, 0, offer, &why, now);
+                now += below(20_000);
+                continue;
+            }
+            approach.accepted(&with_will, 0, offer, now);
+            let Some(at) = approach.asks_again_at(0) else { continue };
+            assert!(at > now, "{seed}: a connection would end at once, and the next one too");
+            let next = approach.clone().offer(&with_will, 0, false, at);
+            assert_ne!((next.version, next.will), (offer.version, offer.will), "{seed}");
+            now = if below(2) == 0 { at } else { now + 1 };
+        }
+    }
+}
