@@ -172,8 +172,9 @@ impl UpstreamInbox {
     }
 
     /// Handles a new connection.
-    pub(crate) fn connected(&mut self, is_clean: bool) {
+    pub(crate) fn connected(&mut self, is_clean: bool, now: u64) {
         (self.has_missed, self.is_clean) = (false, is_clean);
+        self.answers.connected(now);
     }
 
     /// Handles the end of the connection, before [`UpstreamInbox::disconnected`]. Returns whether an acknowledgement

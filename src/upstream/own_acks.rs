@@ -1,9 +1,10 @@
 //! Answers to messages from the upstream, and the suspicion that they make it end connections.
 //!
 //! An upstream may close the connection when it gets a PUBACK, PUBREC or PUBCOMP, for example because it has a fault in
-//! QoS 2. It then sends the same message on every connection, so no connection lasts. If two in a row end so, answers
-//! are kept back for a minute, and longer each time, so that forwarding goes on. If a connection ends all the same
-//! meanwhile, the answers are not the reason, and are trusted for an hour.
+//! QoS 2. It then sends the same message on every connection, among the first ones, so no connection lasts. If two in a row end
+//! so, answers are kept back for a minute, and longer each time, so that forwarding goes on. If a connection ends all the same
+//! meanwhile, the answers are not the reason, and are trusted for an hour. An upstream that is restarted also ends a
+//! connection after an answer if it is busy, but that connection has lasted, or many answers were borne on it.
 
 use std::collections::VecDeque;
 
@@ -12,6 +13,9 @@ use crate::mqtt::packet_ids::PacketIds;
 
 /// The number of connections in a row that must end after an answer.
 const STRIKES: u32 = 2;
+/// How long such a connection lasts at most, in milliseconds, and how many answers are followed by something else on it.
+const SHORT_MS: u64 = 60_000;
+const FEW: u32 = 32;
 /// The first time for which answers are kept back, and the longest, in milliseconds. For the longest one they are also
 /// trusted.
 const FIRST_MS: u64 = 60_000;
@@ -25,6 +29,9 @@ pub(super) struct OwnAcks {
     open: PacketIds,
     /// Whether nothing has been heard since the last answer.
     is_unheard: bool,
+    /// The number of times that something has been heard after an answer on this connection, and when it began.
+    borne: u32,
+    begun_at: u64,
     /// The number of connections in a row that ended after an answer.
     ends: u32,
     times: u32,
@@ -33,6 +40,11 @@ pub(super) struct OwnAcks {
 }
 
 impl OwnAcks {
+    /// Handles a new connection.
+    pub(super) fn connected(&mut self, now: u64) {
+        (self.borne, self.begun_at) = (0, now);
+    }
+
     pub(super) fn push(&mut self, ack: Ack) {
         self.queue.push_back(ack);
     }
@@ -67,6 +79,7 @@ impl OwnAcks {
     /// Records that something has been heard. The upstream may not have read the last answer before that, but then more
     /// follows.
     pub(super) fn heard(&mut self) {
+        self.borne = self.borne.saturating_add(u32::from(self.is_unheard));
         self.is_unheard = false;
     }
 
@@ -82,7 +95,8 @@ impl OwnAcks {
     pub(super) fn ended(&mut self, by_upstream: bool, now: u64) -> (bool, bool) {
         self.queue.clear();
         let open = std::mem::take(&mut self.open);
-        let may_be_it = by_upstream && (self.is_unheard || !open.is_empty());
+        let is_early = now < self.begun_at + SHORT_MS && self.borne < FEW;
+        let may_be_it = by_upstream && is_early && (self.is_unheard || !open.is_empty());
         let was_kept = now < self.kept_until;
         self.is_unheard = false;
         if by_upstream && was_kept {
@@ -123,11 +137,13 @@ mod tests {
         assert_eq!(answers.ended(true, 0), (true, true));
         answer(&mut answers, Ack::Recorded(7), 1);
         assert_eq!((answers.len(), answers.deadline(1)), (1, Some(FIRST_MS)));
+        answers.connected(FIRST_MS);
         answer(&mut answers, Ack::Recorded(8), FIRST_MS);
         assert_eq!((answers.len(), answers.deadline(FIRST_MS)), (0, None));
         assert_eq!(answers.ended(true, FIRST_MS), (true, true), "longer from now on");
         answer(&mut answers, Ack::Recorded(7), FIRST_MS);
         assert_eq!(answers.deadline(FIRST_MS), Some(3 * FIRST_MS));
+        answers.connected(3 * FIRST_MS);
         answer(&mut answers, Ack::Recorded(9), 3 * FIRST_MS);
         answers.released(7);
         answers.heard();
@@ -143,6 +159,7 @@ mod tests {
             answer(&mut answers, Ack::Taken(1), 0);
             assert_eq!(answers.ended(true, 0), expected);
         }
+        answers.connected(LONGEST_MS);
         answer(&mut answers, Ack::Taken(1), LONGEST_MS);
         assert_eq!(answers.ended(true, LONGEST_MS), (true, false));
     }
@@ -154,6 +171,24 @@ mod tests {
             answer(&mut answers, Ack::Taken(1), 0);
             answers.heard();
             assert_eq!(answers.ended(true, 0), (false, false));
+        }
+    }
+
+    #[test]
+    fn restarts_of_a_busy_upstream_are_no_reason() {
+        let mut answers = OwnAcks::default();
+        for restart in 1..5 {
+            let (begin, end) = (restart * SHORT_MS * 2, restart * SHORT_MS * 2 + SHORT_MS);
+            answers.connected(begin);
+            answer(&mut answers, Ack::Taken(1), begin);
+            assert_eq!(answers.ended(true, end), (false, false), "it has lasted");
+            answers.connected(end);
+            for _ in 0..FEW {
+                answer(&mut answers, Ack::Taken(1), end);
+                answers.heard();
+            }
+            answer(&mut answers, Ack::Taken(1), end);
+            assert_eq!(answers.ended(true, end), (false, false), "it has borne many");
         }
     }
 }

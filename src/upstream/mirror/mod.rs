@@ -15,7 +15,7 @@
 //!    equal is not published again.
 //! 4. If nothing is read on a topic, the upstream has nothing, and our message goes up again.
 //!
-//! Retained messages have no end mark. A reading ends when nothing has come for [`QUIET_MS`] since the answer to SUBSCRIBE.
+//! Retained messages have no end mark. A reading ends when no further topic has come for [`QUIET_MS`] since the answer to SUBSCRIBE.
 //! A message that comes later does no harm: its identifier is not that of a present reading, so it counts as one that has crossed
 //! ours, and its topic is read again.
 
@@ -212,20 +212,22 @@ impl Mirror {
         let MirroredArrival { remote, is_read, is_repeated, is_same, is_absent, ours_since } = message;
         let key = self.hasher.hash_one(remote);
         if is_read && let Some(reading) = &mut self.reading {
-            reading.quiet_since = reading.quiet_since.map(|_| now);
-            if reading.found.len() < MOST_FOUND {
-                reading.found.insert(key);
-            } else {
+            // what follows on the same topic was published meanwhile, and may do so without an end
+            if reading.found.len() >= MOST_FOUND {
                 reading.is_partial = true;
+            } else if reading.found.insert(key) {
+                reading.quiet_since = reading.quiet_since.map(|_| now);
             }
+            let begun_at = reading.begun_at;
             if is_same {
                 return MirrorVerdict::Leave;
             }
-            let begun_at = reading.begun_at;
             if ours_since.is_some_and(|since| since >= begun_at as i64) || self.was_sent_since(key, begun_at) {
                 self.doubt(remote, now);
                 return MirrorVerdict::Leave;
             }
+            // what was sent before has arrived there, and what comes from now on is newer
+            self.sent.remove(&key);
             return MirrorVerdict::Take;
         }
         if is_same {

@@ -349,3 +349,27 @@ fn doubtful_topics_take_little_memory() {
     mirror.doubt_again(&"x".repeat(LONGEST_DOUBTFUL + 1), 0);
     assert!(mirror.wants_all() && mirror.doubtful.is_empty());
 }
+
+#[test]
+fn a_busy_topic_is_read_once_and_not_for_ever() {
+    let mut mirror = Mirror::new(0);
+    mirror.connected(false, false, 0);
+    mirror.sent(TOPIC, 0);
+    let arrival = |is_read| {
+        let (is_repeated, is_same, is_absent, ours_since) = (false, false, false, None);
+        MirroredArrival { remote: TOPIC, is_read, is_repeated, is_same, is_absent, ours_since }
+    };
+    assert_eq!(mirror.arrived(arrival(false), 100), MirrorVerdict::Take);
+    let (topics, _) = mirror.begin(100 + SETTLES_MS).unwrap();
+    assert_eq!(topics, [TOPIC]);
+    mirror.answered(&[], 1_200);
+    let mut now = 1_200;
+    while mirror.end(now).is_none() {
+        now += 500;
+        assert!(now < 1_200 + 2 * QUIET_MS, "it has no end");
+        assert_eq!(mirror.arrived(arrival(true), now), MirrorVerdict::Take);
+    }
+    // the message of ours that had crossed is known to have arrived before
+    assert_eq!(mirror.arrived(arrival(false), now), MirrorVerdict::Take);
+    assert!(mirror.is_sure(), "it is read again and again");
+}

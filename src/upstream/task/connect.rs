@@ -56,7 +56,7 @@ impl<C: UpstreamClient> Upstream<C> {
         self.failback_tries.connected(self.address);
         self.failback = Failback::after(&self.current, self.address, self.failback_tries);
         self.set_state(UpstreamState::Connected, Some(link.version));
-        self.inbox.connected(self.current.clean_session);
+        self.inbox.connected(self.current.clean_session, now);
         self.begin_exact(&link);
         self.look_at_shelf();
         if self.wants_denied {
