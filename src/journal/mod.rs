@@ -357,6 +357,12 @@ impl Journal {
         self.with_state(|state| state.append_note(id, note))
     }
 
+    /// Writes the cursors that have moved with the next write. Otherwise a crash within seconds hands out again what was settled
+    /// last, which must not happen again and again if each time something else was written for it.
+    pub(crate) fn save_cursors(&self) {
+        self.with_state(JournalState::save_cursors);
+    }
+
     /// The position up to which everything appended so far is on disk, once [`Journal::synced`] has reached it.
     pub fn barrier(&self) -> Position {
         self.with_state(JournalState::barrier)

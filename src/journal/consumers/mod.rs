@@ -28,6 +28,8 @@ pub(crate) struct ConsumerQueues {
     moved: Vec<ConsumerId>,
     /// Since when there are such consumers.
     moved_since: Option<Instant>,
+    /// Whether they are written with the next records, whatever their age.
+    is_urgent: bool,
     /// The bytes that were read ahead for all of them.
     ahead: AheadOfAll,
     /// The consumers for which the reading thread must read ahead.
@@ -138,6 +140,11 @@ impl ConsumerQueues {
         !self.moved.is_empty() || self.by_id.values().any(|queue| queue.waiting() > 0)
     }
 
+    /// Has the cursors that have moved written now.
+    pub(crate) fn save_moved(&mut self) {
+        self.is_urgent = !self.moved.is_empty();
+    }
+
     /// When cursors are written even if nothing else is.
     pub(crate) fn idle_until(&self) -> Option<Instant> {
         self.moved_since.map(|since| since + CURSOR_IDLE)
@@ -150,7 +157,8 @@ impl ConsumerQueues {
 
     /// The cursors that have moved, or all, in the format of records; `None` if it is not time to write them.
     pub(crate) fn take_cursors(&mut self, all: bool) -> Option<Vec<u8>> {
-        let is_time = all || self.moved_since.is_some_and(|since| since.elapsed() >= CURSOR_AGE) || self.are_due();
+        let is_old = || self.moved_since.is_some_and(|since| since.elapsed() >= CURSOR_AGE);
+        let is_time = all || std::mem::take(&mut self.is_urgent) || is_old() || self.are_due();
         if !is_time || (self.moved.is_empty() && !all) {
             return None;
         }

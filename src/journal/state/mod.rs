@@ -327,6 +327,12 @@ impl JournalState {
         self.pending.due_now();
     }
 
+    /// Adds the moved cursors to the waiting records now.
+    pub(super) fn save_cursors(&mut self) {
+        self.queues.save_moved();
+        self.push_cursors(false);
+    }
+
     /// Adds the state of the clock to the waiting records, if it has changed.
     pub(super) fn push_clock(&mut self, clock: &dyn Clock) {
         if let Some(boot) = self.boots.observe(clock) {

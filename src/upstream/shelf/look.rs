@@ -29,6 +29,9 @@ pub(in crate::upstream) struct ShelfMove {
     pub(in crate::upstream) is_back: bool,
 }
 
+/// A crash repeats at most so many of the messages that were moved: then the cursor of the shelf is written.
+const MOST_REPEATED: usize = 32;
+
 /// What a step of a look has led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LookStep {
@@ -71,6 +74,8 @@ pub(super) struct ShelfLook {
     moved: usize,
     /// What was moved since this was last taken.
     moves: Vec<ShelfMove>,
+    /// The number of moves since the cursor of the shelf was written.
+    unsaved: usize,
     /// The number of messages that have gone past held ones.
     passed: usize,
     is_turning: bool,
@@ -91,6 +96,7 @@ impl ShelfLook {
             held_bytes: 0,
             moved: 0,
             moves: Vec::new(),
+            unsaved: 0,
             passed: 0,
             is_turning: false,
             waits_for_room: false,
@@ -140,9 +146,20 @@ impl ShelfLook {
         };
         let Some(step) = step else {
             self.waits_for_room = true;
+            self.save(journal);
             return LookStep::Waits;
         };
+        if matches!(step, LookStep::Done | LookStep::Turns(None)) {
+            self.save(journal);
+        }
         step
+    }
+
+    /// Writes the cursor of the shelf, so that a crash does not repeat what was moved.
+    fn save(&mut self, journal: &Journal) {
+        if std::mem::take(&mut self.unsaved) > 0 {
+            journal.save_cursors();
+        }
     }
 
     /// The next message up to this ordinal, `Err(true)` if there is none, and `Err(false)` if it is not in memory yet.
@@ -249,6 +266,10 @@ impl ShelfLook {
         let Ok(there) = journal.append(&delivery.message, &[to]) else { return false };
         self.reader.settle_as(delivery.position, Outcome::Moved);
         self.moves.push(ShelfMove { places: (delivery.position, there), is_back: to != self.id });
+        self.unsaved += 1;
+        if self.unsaved >= MOST_REPEATED {
+            self.save(journal);
+        }
         true
     }
 }

@@ -189,3 +189,29 @@ async fn what_has_left_the_shelf_does_not_come_back_with_a_restart() {
     assert_eq!(numbers(&journal, lane), (3..500).collect::<Vec<_>>());
     assert_eq!(numbers(&journal, shelf.id.unwrap()), [0, 1, 2]);
 }
+
+#[tokio::test]
+async fn a_crash_after_each_look_does_not_make_a_large_shelf_grow() {
+    const COUNT: usize = 100;
+    let mut storage = MemoryStorage::default();
+    let fresh = |storage: &MemoryStorage| {
+        let journal = open(storage, settings(128 << 20, WhenFull::DropOldest));
+        let lane = journal.register("upstream/home", ANY);
+        (Shelf::of_denied(&journal, "home", ANY), journal, lane)
+    };
+    let (mut shelf, mut journal, mut lane) = fresh(&storage);
+    fill(&mut shelf, (0..COUNT).map(|number| sized("denied", number, 100_000)));
+    for crash in 0..6 {
+        assert!(shelf.look_at_all());
+        while shelf.is_looking() {
+            if !shelf.take_back(|_| false, lane) && shelf.is_looking() {
+                shelf.more().await;
+            }
+        }
+        wait_synced(&journal, journal.barrier());
+        storage = storage.after_power_cut();
+        (shelf, journal, lane) = fresh(&storage);
+        assert_eq!(shelf.backlog().messages, COUNT, "after crash {crash}");
+    }
+    assert_eq!(numbers(&journal, shelf.id.unwrap()), (0..COUNT).collect::<Vec<_>>());
+}
