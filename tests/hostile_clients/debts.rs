@@ -44,7 +44,9 @@ fn the_wills_of_clients_in_debt_keep_no_others_waiting() {
     };
     let mut watcher = Connect::v5("watcher").open_from(9, gateway.port);
     watcher.subscribe("innocent/left", 0);
-    let (debtors, subscribers) = debt::in_debt(gateway.port, |id| delayed(id, "debtor/left", 1));
+    // sessions with so many filters are not written to the card at once
+    let connect = |id: &str| if id.starts_with("filters") { Connect::v5(id) } else { delayed(id, "debtor/left", 1) };
+    let (debtors, subscribers) = debt::in_debt(gateway.port, connect);
     let innocent = delayed("innocent", "innocent/left", 2).open_from(9, gateway.port);
     debtors.into_iter().for_each(|debtor| debtor.vanish());
     innocent.vanish();

@@ -8,7 +8,7 @@ use super::packet::{Properties, publish};
 use super::{Client, Connect};
 
 /// The levels of a topic that thousands of filters select.
-const LEVELS: u32 = 14;
+const LEVELS: u32 = 15;
 /// The clients that publish on such topics.
 const CLIENTS: usize = 24;
 
