@@ -95,6 +95,15 @@ struct MirrorReading {
     is_partial: bool,
 }
 
+impl MirrorReading {
+    /// Records that something is retained on the topic with this hash. Returns whether that is new.
+    fn finds(&mut self, key: u64) -> bool {
+        let has_room = self.found.len() < MOST_FOUND;
+        self.is_partial |= !has_room;
+        has_room && self.found.insert(key)
+    }
+}
+
 /// The progress of the reading of all mirrored topics.
 #[derive(Debug, Default)]
 enum WholeReading {
@@ -213,9 +222,7 @@ impl Mirror {
         let key = self.hasher.hash_one(remote);
         if is_read && let Some(reading) = &mut self.reading {
             // what follows on the same topic was published meanwhile, and may do so without an end
-            if reading.found.len() >= MOST_FOUND {
-                reading.is_partial = true;
-            } else if reading.found.insert(key) {
+            if reading.finds(key) {
                 reading.quiet_since = reading.quiet_since.map(|_| now);
             }
             let begun_at = reading.begun_at;
@@ -293,7 +300,9 @@ impl Mirror {
     /// Records that the upstream has a message on this topic that cannot be taken.
     pub(crate) fn found(&mut self, remote: &str) {
         let key = self.hasher.hash_one(remote);
-        self.reading.iter_mut().for_each(|reading| reading.found.extend([key]));
+        if let Some(reading) = &mut self.reading {
+            reading.finds(key);
+        }
     }
 
     /// Whether something is being read.

@@ -373,3 +373,12 @@ fn a_busy_topic_is_read_once_and_not_for_ever() {
     assert_eq!(mirror.arrived(arrival(false), now), MirrorVerdict::Take);
     assert!(mirror.is_sure(), "it is read again and again");
 }
+
+#[test]
+fn a_reading_remembers_a_limited_number_of_topics() {
+    let mut mirror = Mirror::new(0);
+    mirror.begin_whole(0).unwrap();
+    (0..=MOST_FOUND).for_each(|number| mirror.found(&number.to_string()));
+    let reading = mirror.reading.as_ref().unwrap();
+    assert!(reading.found.len() == MOST_FOUND && reading.is_partial);
+}
