@@ -14,19 +14,19 @@ pub mod fleet;
 pub mod http;
 pub mod kernel;
 pub mod packet;
+pub mod port;
 pub mod process;
 pub mod python;
 pub mod systemd;
 pub mod tls;
 pub mod wire;
 
-use std::net::TcpListener;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 pub use broker::{Gateway, Mosquitto, Setup};
 pub use client::{Client, Connect};
 pub use packet::{Lookup, Properties, Publish, contents};
+pub use port::free_port;
 pub use process::Process;
 
 /// The longest wait for a condition. It is long, because a debug build on a busy machine is slow.
@@ -49,18 +49,4 @@ pub fn quick_hash(password: &str) -> String {
     let params = argon2::Params::new(8, 1, 1, None).unwrap();
     let cheap = argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, params);
     cheap.hash_password(password.as_bytes(), &salt).unwrap().to_string()
-}
-
-/// A free loopback port. It is below the ports of outgoing connections, so that no other program takes it before it is used.
-pub fn free_port() -> u16 {
-    const FIRST: u16 = 16_000;
-    const COUNT: u16 = 16_000;
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let base = (std::process::id() as u16).wrapping_mul(61);
-    loop {
-        let port = FIRST + base.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
-        if TcpListener::bind(("0.0.0.0", port)).is_ok() && TcpListener::bind(("::1", port)).is_ok() {
-            return port;
-        }
-    }
 }

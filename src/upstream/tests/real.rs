@@ -1,7 +1,6 @@
 //! Tests with a simulated broker that knows only 3.1.1, and with mosquitto.
 
 use std::collections::VecDeque;
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -11,9 +10,9 @@ use super::super::client::RemoteClient;
 use super::super::settings::Protocol;
 use super::*;
 
-pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
+#[path = "../../../tests/support/port.rs"]
+mod port;
+pub(crate) use port::free_port;
 
 /// A real mosquitto, which ends when this is dropped.
 pub(crate) struct Mosquitto(Child);
