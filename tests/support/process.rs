@@ -141,12 +141,26 @@ impl Process {
 
     /// Processor time of all its threads.
     pub fn cpu_time(&self) -> Duration {
+        self.scheduled().0
+    }
+
+    /// For how long its threads together have run, and for how long they have waited for a processor that others used.
+    pub fn scheduled(&self) -> (Duration, Duration) {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("it runs");
-        let nanos = tasks.flatten().filter_map(|task| {
+        let figures = tasks.flatten().filter_map(|task| {
             let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
-            text.split_whitespace().next()?.parse::<u64>().ok()
+            let mut nanos = text.split_whitespace().map_while(|figure| figure.parse().ok().map(Duration::from_nanos));
+            Some((nanos.next()?, nanos.next()?))
         });
-        Duration::from_nanos(nanos.sum())
+        figures.fold((Duration::ZERO, Duration::ZERO), |sum, more| (sum.0 + more.0, sum.1 + more.1))
+    }
+
+    /// The share of the time since `before`, as [`Process::scheduled`] has given it, in which its threads ran while they could.
+    /// The rest of that time other processes have used the processors.
+    pub fn share_since(&self, before: (Duration, Duration)) -> f64 {
+        let (ran, waited) = self.scheduled();
+        let (ran, waited) = (ran.saturating_sub(before.0), waited.saturating_sub(before.1));
+        ran.as_secs_f64() / (ran + waited).as_secs_f64().max(f64::MIN_POSITIVE)
     }
 }
 

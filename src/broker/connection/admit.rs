@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 
 use super::super::core::Core;
+use super::super::settings::BrokerSettings;
 use super::Peer;
 use super::aliases::TOPIC_ALIAS_MAXIMUM;
 use super::receive::RECEIVE_MAXIMUM;
@@ -85,24 +86,27 @@ pub(super) async fn admit(
     }
     let place = place(core, &connect, &identity, peer)?;
     let permissions = Arc::new(core.access.authoriser.permissions(&identity));
-    let wanted = match connect.session_expiry {
-        _ if !is_v5 => {
-            if connect.clean {
-                0
-            } else {
-                u32::MAX
-            }
-        }
-        asked => asked.unwrap_or(0),
-    };
-    let bound = u32::try_from(settings.session_expiry.as_secs()).unwrap_or(u32::MAX);
     // older clients cannot be told of another keep alive, and would be disconnected although they keep their own
     let keep_alive = match settings.max_keep_alive {
         Some(most) if is_v5 && (connect.keep_alive == 0 || connect.keep_alive > most) => most,
         _ => connect.keep_alive,
     };
-    let expiry = wanted.min(bound);
+    let expiry = expiry(&connect).min(longest_expiry(&settings));
     Ok(Admitted { expiry, connect, identity, permissions, password_hash, assigned, keep_alive, place })
+}
+
+/// How long the client wants its session to outlive the connection, in seconds. Before version 5 that is for ever or not at all.
+fn expiry(connect: &Connect) -> u32 {
+    match connect.session_expiry {
+        asked if connect.version.is_v5() => asked.unwrap_or(0),
+        _ if connect.clean => 0,
+        _ => u32::MAX,
+    }
+}
+
+/// How long a session may outlive its connection at most, in seconds.
+fn longest_expiry(settings: &BrokerSettings) -> u32 {
+    u32::try_from(settings.session_expiry.as_secs()).unwrap_or(u32::MAX)
 }
 
 fn reason(refusal: Refusal) -> Reason {
@@ -168,7 +172,7 @@ pub(crate) fn greet(
     keep_alive: u16,
 ) {
     let settings = core.settings.load();
-    let bound = u32::try_from(settings.session_expiry.as_secs()).unwrap_or(u32::MAX);
+    let bound = longest_expiry(&settings);
     let properties = ConnAckProperties {
         session_expiry: connect.session_expiry.filter(|asked| *asked > bound).map(|_| bound),
         receive_maximum: Some(RECEIVE_MAXIMUM),

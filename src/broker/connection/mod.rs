@@ -8,6 +8,7 @@ mod acks;
 mod admit;
 mod aliases;
 mod deliver;
+mod end;
 mod handshake;
 mod input;
 mod leave;
@@ -29,11 +30,12 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::{Duration, Instant};
-use tracing::{debug, error, info};
+use tracing::debug;
 
 use self::acks::Acks;
 use self::admit::Admitted;
 use self::aliases::InboundAliases;
+use self::end::ConnectionEnd;
 pub(super) use self::leave::part;
 use self::output::SocketOutput;
 pub use self::peer::Peer;
@@ -55,79 +57,6 @@ use crate::journal::Position;
 use crate::message::{BatchBuilder, Origin, USUAL_LEVELS, levels, via};
 use crate::mqtt::alias::OutboundAliases;
 use crate::mqtt::{self, Reason, Version, write};
-
-/// Why a connection ends.
-#[derive(Clone, Debug)]
-enum ConnectionEnd {
-    /// The client has closed the connection, or it broke.
-    Closed,
-    /// The client has sent DISCONNECT, with this reason and perhaps a new session expiry interval.
-    Disconnected(Reason, Option<u32>),
-    /// The client has violated the protocol.
-    Broken(mqtt::Error),
-    /// The gateway ends the connection.
-    Ended(Reason),
-    /// The client does not read any more.
-    Stalled,
-    /// The client's maximum packet size is smaller than the CONNACK.
-    TooSmall,
-    /// Processing the connection has panicked, which is a fault of the gateway.
-    Panicked,
-}
-
-impl ConnectionEnd {
-    /// The reason to send to an MQTT 5 client; `None` if nothing is sent.
-    fn reason(&self) -> Option<Reason> {
-        match self {
-            ConnectionEnd::Closed
-            | ConnectionEnd::Disconnected(..)
-            | ConnectionEnd::Stalled
-            | ConnectionEnd::TooSmall => None,
-            ConnectionEnd::Broken(error) => Some(error.reason()),
-            ConnectionEnd::Ended(reason) => Some(*reason),
-            ConnectionEnd::Panicked => Some(Reason::UNSPECIFIED_ERROR),
-        }
-    }
-
-    /// Whether the connection ends because the gateway shuts down.
-    fn is_stopping(&self) -> bool {
-        matches!(self, ConnectionEnd::Ended(Reason::SERVER_SHUTTING_DOWN))
-    }
-
-    fn publishes_will(&self) -> bool {
-        match self {
-            // only a normal disconnection deletes the will [MQTT-3.14.4-3]
-            ConnectionEnd::Disconnected(reason, _) => *reason != Reason::SUCCESS,
-            ConnectionEnd::TooSmall => false,
-            _ => true,
-        }
-    }
-
-    fn log(&self, core: &Core, client_id: &str, from: IpAddr) {
-        let what = match self {
-            ConnectionEnd::Closed => return debug!(client_id, "connection closed without DISCONNECT"),
-            ConnectionEnd::Disconnected(..) => return debug!(client_id, "disconnected"),
-            ConnectionEnd::Ended(Reason::SESSION_TAKEN_OVER) => {
-                return debug!(client_id, "disconnected: its client id connected again");
-            }
-            ConnectionEnd::Broken(mqtt::Error::TooLarge(..)) => {
-                return debug!(client_id, "disconnected: packet too large");
-            }
-            ConnectionEnd::Panicked => return error!(client_id, "disconnected: the session has failed"),
-            ConnectionEnd::Ended(Reason::SERVER_BUSY) => {
-                "its place was needed: of whoever has most connections, the last to come gives way".to_owned()
-            }
-            ConnectionEnd::Ended(Reason::KEEP_ALIVE_TIMEOUT) => "keep alive timeout".to_owned(),
-            ConnectionEnd::Ended(reason) => return debug!(client_id, reason = reason.0, "disconnected"),
-            ConnectionEnd::Broken(error) => format!("protocol violation: {error}"),
-            ConnectionEnd::Stalled => "it takes no data any more".to_owned(),
-            ConnectionEnd::TooSmall => "its Maximum Packet Size is less than the size of CONNACK".to_owned(),
-        };
-        if let Some(more_since_last) = core.access.limiter.due(network(from), (client_id, &what)) {
-            info!(client_id, %from, more_since_last, "disconnected: {what}");
-        }
-    }
-}
 
 /// A connected client with its session and buffers.
 struct BrokerConnection {
@@ -185,6 +114,63 @@ struct BrokerConnection {
     unplaced: Vec<Reservation>,
     /// Its place among the connected clients.
     _place: Place,
+}
+
+impl BrokerConnection {
+    /// The connection of an admitted client, with the CONNACK in its output. `present` says whether it continues a session.
+    fn new(
+        core: &Arc<Core>,
+        admitted: Admitted,
+        peer: &Peer,
+        (session, subscriber, will): (Session, Arc<Subscriber>, Option<WaitingWill>),
+        (holder, present): (PlaceHolder, bool),
+    ) -> Box<BrokerConnection> {
+        let Admitted { connect, identity, permissions, assigned, keep_alive, place, .. } = admitted;
+        let origin = core::origin(&identity.session());
+        let mut payer = core.ingress.meter().paid_by_network(origin, Origin::http_from(network(peer.address)));
+        if will.as_ref().is_some_and(|will| levels(&will.topic) > USUAL_LEVELS) {
+            payer.iter_mut().for_each(PaidByNetwork::may_owe);
+        }
+        let mut out = BytesMut::new();
+        admit::greet(&mut out, core, &connect, present, assigned.then_some(&*identity.client_id), keep_alive);
+        Box::new(BrokerConnection {
+            origin,
+            identity,
+            address: peer.address,
+            permissions,
+            version: connect.version,
+            is_bridge: connect.is_bridge,
+            gateway: connect.gateway,
+            keep_alive,
+            session,
+            subscriber,
+            will,
+            max_packet: connect.maximum_packet_size as usize,
+            aliases: InboundAliases::default(),
+            outbound_aliases: OutboundAliases::new(connect.topic_alias_maximum),
+            out: SocketOutput::new(out),
+            batch: BatchBuilder::default(),
+            acks: Acks::default(),
+            subacks: VecDeque::new(),
+            received: Vec::new(),
+            synced: core.ingress.journal().synced(),
+            is_deaf: false,
+            is_short: false,
+            read_at: None,
+            pending: None,
+            receiving: None,
+            unplaced: Vec::new(),
+            holder,
+            held_until: None,
+            change: None,
+            has_more: false,
+            has_input: false,
+            first_turn: core.ingress.meter().first_turn(origin),
+            payer,
+            _place: place,
+            core: core.clone(),
+        })
+    }
 }
 
 /// A connection with its right to use the session and its number among the connected clients.
@@ -302,113 +288,88 @@ async fn contain<T>(future: impl Future<Output = T>) -> Result<T, ()> {
 /// before.
 async fn open(
     core: &Arc<Core>,
-    admitted: Admitted,
+    mut admitted: Admitted,
     (peer, arrived): (&Peer, Instant),
 ) -> Result<OpenedConnection, Reason> {
-    let Admitted { mut connect, identity, permissions, password_hash, assigned, keep_alive, expiry, place } = admitted;
-    let owner = identity.session();
+    let owner = admitted.identity.session();
     let holder = Core::holder(&owner, Some(peer.address));
-    if expiry > 0 || !connect.clean {
-        tokio::select! {
-            biased;
-            () = core.wait_for_card(&holder) => {}
-            () = place.cut() => return Err(Reason::SERVER_BUSY),
-            // of two connections the newer one waits, in the place that both share
-            () = place.replaced() => return Err(Reason::SERVER_BUSY),
-            () = core.cancel.cancelled() => return Err(Reason::SERVER_SHUTTING_DOWN),
-        }
+    if admitted.expiry > 0 || !admitted.connect.clean {
+        wait_for_card(core, &holder, &admitted.place).await?;
     }
     let Some((claim, parked)) = core.registry.claim(&owner, arrived).await else { return Err(Reason::SERVER_BUSY) };
     let kick = claim.kick.clone();
-    place.on_cut(move || kick.kick(Reason::SERVER_BUSY));
-    let parked = core.inherit(&identity, &permissions, parked).await;
+    admitted.place.on_cut(move || kick.kick(Reason::SERVER_BUSY));
+    let parked = core.inherit(&admitted.identity, &admitted.permissions, parked).await;
     let old = parked.as_ref().and_then(|parked| parked.will.as_ref()).map(|(_, will)| will);
-    let has_will = connect.will.is_some();
-    let will = connect.will.take().and_then(|will| WaitingWill::hold(&core.wills, &holder, will, old));
-    if has_will && will.is_none() {
-        core.access.quota(&identity, peer.address, "bytes of last wills");
+    let Ok(will) = hold_will(core, &mut admitted, (&holder, peer.address), old) else {
         if let Some(over) = core.registry.release(claim, parked) {
             core.end_in_hand(over).await;
         }
         return Err(Reason::QUOTA_EXCEEDED);
-    }
+    };
     let resumed = match parked {
-        Some(parked) => core.take_up(parked, arrived, connect.clean).await,
+        Some(parked) => core.take_up(parked, arrived, admitted.connect.clean).await,
         None => None,
     };
     let present = resumed.is_some();
-    if !present && expiry > 0 && !core.ingress.journal().has_room_for_session(&owner) {
+    if !present && admitted.expiry > 0 && !core.ingress.journal().has_room_for_session(&owner) {
         // CONNACK would promise a session that is gone after a restart
         let _ = core.registry.release(claim, None);
         return Err(Reason::SERVER_BUSY);
     }
-    let mut session = begin_session(core, &connect, (&owner, &holder), resumed, expiry);
-    core.keep_will_of(&holder, &owner, will.as_deref().filter(|will| permissions.may_publish(&will.topic)));
+    let mut session = begin_session(core, &admitted.connect, (&owner, &holder), resumed, admitted.expiry);
+    let lasting = will.as_deref().filter(|will| admitted.permissions.may_publish(&will.topic));
+    core.keep_will_of(&holder, &owner, lasting);
     let subscriber = core.subscriber(&session);
     subscriber.inbox.set_in_hand(session.outbound.bytes());
     session.left = None;
     if present {
-        core.attach(&session, &subscriber, &permissions).await;
+        core.attach(&session, &subscriber, &admitted.permissions).await;
     }
+    let password_hash = admitted.password_hash.take();
+    let connection = BrokerConnection::new(core, admitted, peer, (session, subscriber, will), (holder, present));
     let number = core.enter(super::core::ConnectedClient {
-        identity: identity.clone(),
+        identity: connection.identity.clone(),
         address: peer.address,
-        version: connect.version,
+        version: connection.version,
         since_boot_ms: core.ingress.clock().boot_ms(),
-        keep_alive,
-        is_persistent: expiry > 0,
-        session: session.name.clone(),
-        permissions: permissions.clone(),
+        keep_alive: connection.keep_alive,
+        is_persistent: connection.session.expiry > 0,
+        session: connection.session.name.clone(),
+        permissions: connection.permissions.clone(),
         password_hash,
         kick: claim.kick.clone(),
-        subscriber: subscriber.clone(),
+        subscriber: connection.subscriber.clone(),
         is_new: !present,
     });
-    let origin = core::origin(&owner);
-    let mut payer = core.ingress.meter().paid_by_network(origin, Origin::http_from(network(peer.address)));
-    if will.as_ref().is_some_and(|will| levels(&will.topic) > USUAL_LEVELS) {
-        payer.iter_mut().for_each(PaidByNetwork::may_owe);
-    }
-    let mut out = BytesMut::new();
-    admit::greet(&mut out, core, &connect, present, assigned.then_some(&*identity.client_id), keep_alive);
-    let connection = Box::new(BrokerConnection {
-        origin,
-        identity,
-        address: peer.address,
-        permissions,
-        version: connect.version,
-        is_bridge: connect.is_bridge,
-        gateway: connect.gateway,
-        keep_alive,
-        session,
-        subscriber,
-        will,
-        max_packet: connect.maximum_packet_size as usize,
-        aliases: InboundAliases::default(),
-        outbound_aliases: OutboundAliases::new(connect.topic_alias_maximum),
-        out: SocketOutput::new(out),
-        batch: BatchBuilder::default(),
-        acks: Acks::default(),
-        subacks: VecDeque::new(),
-        received: Vec::new(),
-        synced: core.ingress.journal().synced(),
-        is_deaf: false,
-        is_short: false,
-        read_at: None,
-        pending: None,
-        receiving: None,
-        unplaced: Vec::new(),
-        holder,
-        held_until: None,
-        change: None,
-        has_more: false,
-        has_input: false,
-        first_turn: core.ingress.meter().first_turn(origin),
-        payer,
-        _place: place,
-        core: core.clone(),
-    });
     Ok((claim, number, connection))
+}
+
+/// Waits until the holder may write to the card. The error is the reason not to wait any longer.
+async fn wait_for_card(core: &Core, holder: &PlaceHolder, place: &Place) -> Result<(), Reason> {
+    tokio::select! {
+        biased;
+        () = core.wait_for_card(holder) => Ok(()),
+        () = place.cut() => Err(Reason::SERVER_BUSY),
+        // of two connections the newer one waits, in the place that both share
+        () = place.replaced() => Err(Reason::SERVER_BUSY),
+        () = core.cancel.cancelled() => Err(Reason::SERVER_SHUTTING_DOWN),
+    }
+}
+
+/// Takes memory for the client's will, which replaces an `old` one of the session. Fails if the holder has too many wills.
+fn hold_will(
+    core: &Core,
+    admitted: &mut Admitted,
+    (holder, address): (&PlaceHolder, IpAddr),
+    old: Option<&WaitingWill>,
+) -> Result<Option<WaitingWill>, ()> {
+    let Some(will) = admitted.connect.will.take() else { return Ok(None) };
+    let held = WaitingWill::hold(&core.wills, holder, will, old);
+    if held.is_none() {
+        core.access.quota(&admitted.identity, address, "bytes of last wills");
+    }
+    held.map(Some).ok_or(())
 }
 
 /// Continues the session that was found, or creates one.

@@ -1,13 +1,14 @@
 //! The main loop of a connection.
 
 use std::io;
+use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use futures_util::FutureExt;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::task::yield_now;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::super::registry::Kick;
 use super::input::{SMALLEST_READ, read};
@@ -71,58 +72,16 @@ impl BrokerConnection {
             // registered before the attempt, so that room that is made in between is not missed
             let room = core.ingress.room().notified();
             let freed = core.ingress.receiving().freed();
-            if self.out.is_empty() && !pace.is_unflushed {
-                // output that is produced from here on has not waited yet
-                pace.has_written();
-                self.out.shrink(OUT_FULL);
-            }
-            let unsent = self.out.len();
-            self.has_more = false;
-            let placed = match self.receive(input) {
-                Ok(placed) => placed,
+            let next = match self.work(writer, input, &mut pace) {
+                Ok(next) => next,
                 Err(end) => return end,
             };
-            if !placed {
-                // the gateway does not read at present, so the client does not count as silent
-                pace.last_read = Instant::now();
-            }
-            self.flush_acks();
-            if self.is_deaf || (pace.leaving.is_some() && unsent >= ANSWERS_FULL) {
-                // what a leaving client has sent counts even without an answer; only whole packets are cut off
-                self.out.truncate(if self.is_deaf { 0 } else { unsent });
-            }
-            let idle = pace.leaving.is_none() && self.deliver();
-            if idle && self.session.retained.len() > 0 {
-                // the search for retained messages waits for its turn, which may just have come
-                self.held_until = self.held_until.max(self.turn()).or_else(|| Some(Instant::now()));
-            }
-            self.subscriber.inbox.set_blocked(!idle);
-            self.note_in_hand();
-            let may_read = self.may_read(&mut pace, input);
-            if let Err(end) = self.give_way() {
-                return end;
-            }
-            if idle && may_read && !self.out.is_empty() && self.out.len() <= SMALL_WRITE {
-                self.write_at_once(writer, &mut pace);
-            }
-            if let Some(leaving) = &pace.leaving {
-                alarm.as_mut().reset(leaving.over_at(may_read));
-            } else if (!self.out.is_empty() || pace.is_unflushed)
-                && alarm.deadline() > pace.look_at_output()
-                && !pace.stalled.is_running()
-            {
-                alarm.as_mut().reset(pace.look_at_output());
-            }
-            if let Some(over_at) = pace.burst.over_at().filter(|over_at| *over_at < alarm.deadline()) {
-                alarm.as_mut().reset(over_at);
-            }
-            let (waits_for_memory, late_at) = (self.waits_for_memory(), self.is_late_at());
-            let size = self.read_size(&pace);
+            self.set_alarm(alarm.as_mut(), &pace, next.may_read);
             if turn.is_over() {
                 yield_now().await;
             }
             tokio::select! {
-                result = read(reader, input, size), if may_read => match result {
+                result = read(reader, input, next.read_size), if next.may_read => match result {
                     Ok(0) | Err(_) => return pace.over(),
                     Ok(count) => {
                         pace.has_read(count, &core.stats);
@@ -135,16 +94,16 @@ impl BrokerConnection {
                     // what the client sent before it closed can still be read
                     Err(_) => self.leave(&mut pace, ConnectionEnd::Closed),
                 },
-                () = self.subscriber.inbox.filled(), if idle => {}
-                () = durable_ready(&self.session), if idle => {}
+                () = self.subscriber.inbox.filled(), if next.is_idle => {}
+                () = durable_ready(&self.session), if next.is_idle => {}
                 _ = self.synced.changed(), if !self.acks.is_empty() || !self.subacks.is_empty() => {}
-                () = room, if !placed => {}
-                () = freed, if waits_for_memory => {}
-                () = late(late_at), if late_at.is_some() => {}
+                () = room, if !next.is_placed => {}
+                () = freed, if next.waits_for_memory => {}
+                () = late(next.late_at), if next.late_at.is_some() => {}
                 () = soon(), if self.is_short => {}
                 () = late(self.held_until), if self.held_until.is_some() => {}
                 () = yield_now(), if self.has_more => {}
-                () = alarm.as_mut() => match self.rung(&mut pace, reader, input, may_read) {
+                () = alarm.as_mut() => match self.rung(&mut pace, reader, input, next.may_read) {
                     Ok(next) => alarm.as_mut().reset(next),
                     Err(end) => return end,
                 },
@@ -155,6 +114,67 @@ impl BrokerConnection {
                     self.leave(&mut pace, ConnectionEnd::Ended(reason));
                 }
             }
+        }
+    }
+
+    /// Processes what was read, takes what waits for the client, and says what to wait for next.
+    fn work<W: AsyncWrite + Unpin>(
+        &mut self,
+        writer: &mut W,
+        input: &mut BytesMut,
+        pace: &mut ClientPace,
+    ) -> Result<NextWait, ConnectionEnd> {
+        if self.out.is_empty() && !pace.is_unflushed {
+            // output that is produced from here on has not waited yet
+            pace.has_written();
+            self.out.shrink(OUT_FULL);
+        }
+        let unsent = self.out.len();
+        self.has_more = false;
+        let is_placed = self.receive(input)?;
+        if !is_placed {
+            // the gateway does not read at present, so the client does not count as silent
+            pace.last_read = Instant::now();
+        }
+        self.flush_acks();
+        if self.is_deaf || (pace.leaving.is_some() && unsent >= ANSWERS_FULL) {
+            // what a leaving client has sent counts even without an answer; only whole packets are cut off
+            self.out.truncate(if self.is_deaf { 0 } else { unsent });
+        }
+        let is_idle = pace.leaving.is_none() && self.deliver();
+        if is_idle && self.session.retained.len() > 0 {
+            // the search for retained messages waits for its turn, which may just have come
+            self.held_until = self.held_until.max(self.turn()).or_else(|| Some(Instant::now()));
+        }
+        self.subscriber.inbox.set_blocked(!is_idle);
+        self.note_in_hand();
+        let may_read = self.may_read(pace, input);
+        self.give_way()?;
+        if is_idle && may_read && !self.out.is_empty() && self.out.len() <= SMALL_WRITE {
+            self.write_at_once(writer, pace);
+        }
+        Ok(NextWait {
+            is_placed,
+            is_idle,
+            may_read,
+            read_size: self.read_size(pace),
+            waits_for_memory: self.waits_for_memory(),
+            late_at: self.is_late_at(),
+        })
+    }
+
+    /// Sets the alarm to the time of the next check.
+    fn set_alarm(&self, mut alarm: Pin<&mut Sleep>, pace: &ClientPace, may_read: bool) {
+        if let Some(leaving) = &pace.leaving {
+            alarm.as_mut().reset(leaving.over_at(may_read));
+        } else if (!self.out.is_empty() || pace.is_unflushed)
+            && alarm.deadline() > pace.look_at_output()
+            && !pace.stalled.is_running()
+        {
+            alarm.as_mut().reset(pace.look_at_output());
+        }
+        if let Some(over_at) = pace.burst.over_at().filter(|over_at| *over_at < alarm.deadline()) {
+            alarm.reset(over_at);
         }
     }
 
@@ -249,6 +269,20 @@ impl BrokerConnection {
     fn read_size(&self, pace: &ClientPace) -> usize {
         if self.receiving.is_some() { 0 } else { pace.read_size }
     }
+}
+
+/// What a connection waits for after a piece of work.
+struct NextWait {
+    /// Whether its batch has a place in the order, so that it does not wait for room.
+    is_placed: bool,
+    /// Whether it has sent all that it may send at present.
+    is_idle: bool,
+    may_read: bool,
+    /// How much is read at a time, in bytes; 0 if a large packet has its memory already.
+    read_size: usize,
+    waits_for_memory: bool,
+    /// When the packet that is being received is late.
+    late_at: Option<Instant>,
 }
 
 /// How long a connection has worked since it last let others work. A socket that is always ready would not make it pause.
