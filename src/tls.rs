@@ -1,5 +1,7 @@
 //! TLS: reads certificates and keys, and makes the acceptors of ports from them.
 
+pub(crate) mod chains;
+
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,6 +13,7 @@ use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKey
 use rustls::server::WebPkiClientVerifier;
 use tokio_rustls::TlsAcceptor;
 
+use self::chains::ClientChains;
 use crate::secret::{self, FileError};
 
 /// Files of a port with TLS, all in PEM.
@@ -125,7 +128,7 @@ pub(crate) fn acceptor(files: &TlsFiles) -> Result<TlsAcceptor, FileError> {
             }
             let to_blame = files.crl.as_deref().unwrap_or(path);
             let verifier = verifier.build().map_err(|error| FileError::unusable(to_blame, error.to_string()))?;
-            builder.with_client_cert_verifier(verifier)
+            builder.with_client_cert_verifier(Arc::new(ClientChains(verifier)))
         }
     };
     let config = builder.with_single_cert(certificates(cert)?, private_key(key)?);

@@ -4,7 +4,7 @@
 //! connection that has sent its first message waits for its turn ([`super::turns`]). Addresses from which users have signed
 //! in go first, and after a few of their handshakes a stranger has a turn; among either, networks have turns one after the
 //! other. After each handshake other tasks have their turn, and after a stranger's the processor is free for as long as it
-//! took. A household whose nodes all come back at once is not slowed down, and a crowd of strangers has half of the time.
+//! took. What a client sends later has a turn too if it can cost much ([`super::held`]). A household whose nodes all come back at once is not slowed down, and a crowd of strangers has half of the time.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -21,6 +21,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
 use super::guesses::network;
+use super::held::{Gate, HeldStream};
 use super::turns::{Turn, Turns};
 use crate::time::thread_time;
 
@@ -69,24 +70,42 @@ impl Handshakes {
         stream: S,
         tls: &TlsAcceptor,
         (from, is_familiar): (IpAddr, bool),
-    ) -> Result<TlsStream<S>, (io::Error, Option<S>)> {
+    ) -> Result<TlsStream<HeldStream<S>>, (io::Error, Option<S>)> {
+        let gate = Gate::default();
+        gate.open();
+        let stream = HeldStream::new(stream, gate.clone());
         let mut hello = std::pin::pin!(LazyConfigAcceptor::new(Acceptor::default(), stream));
         // whoever sends nothing has no turn
         let start = match hello.as_mut().await {
             Ok(start) => start,
-            Err(error) => return Err((error, hello.take_io())),
+            Err(error) => return Err((error, hello.take_io().map(HeldStream::into_inner))),
         };
-        let Some(turn) = self.begin(from, is_familiar).await else { return Err((io::ErrorKind::Other.into(), None)) };
-        let begun = thread_time();
         let mut accept = std::pin::pin!(start.into_stream(tls.config().clone()).into_fallible());
-        // the work is done here; what follows waits for the client
-        let first = std::future::poll_fn(|context| Poll::Ready(accept.as_mut().poll(context))).await;
-        turn.took(thread_time().saturating_sub(begun));
-        let accepted = match first {
-            Poll::Ready(accepted) => accepted,
-            Poll::Pending => accept.await,
+        let accepted = loop {
+            let Some(turn) = self.begin(from, is_familiar).await else {
+                return Err((io::ErrorKind::Other.into(), None));
+            };
+            let begun = thread_time();
+            gate.open();
+            // the work is done here
+            let done = std::future::poll_fn(|context| Poll::Ready(accept.as_mut().poll(context))).await;
+            gate.close();
+            turn.took(thread_time().saturating_sub(begun));
+            if let Poll::Ready(accepted) = done {
+                break accepted;
+            }
+            // what follows waits for the client, and for another turn if the client has sent more work
+            let done = std::future::poll_fn(|context| match accept.as_mut().poll(context) {
+                Poll::Ready(accepted) => Poll::Ready(Some(accepted)),
+                Poll::Pending if gate.holds() => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            });
+            if let Some(accepted) = done.await {
+                break accepted;
+            }
         };
-        accepted.map_err(|(error, stream)| (error, Some(stream)))
+        gate.open();
+        accepted.map_err(|(error, stream)| (error, Some(stream.into_inner())))
     }
 }
 

@@ -11,6 +11,7 @@
 //! | `former` | users that there were |
 //! | `authorise`, `in_force` | what it may publish and receive, also while it is not connected |
 //! | `handshakes` | whose TLS handshake is next |
+//! | `held` | what of a TLS handshake waits for its turn |
 //! | `places` | places of connections, and who gives way |
 //! | `quota` | shares of what is counted |
 //! | `security` | events that a person should see |
@@ -25,6 +26,7 @@ pub(crate) mod former;
 pub(crate) mod guesses;
 mod handshakes;
 pub mod hash;
+mod held;
 pub(crate) mod identity;
 pub(crate) mod in_force;
 pub(crate) mod limiter;
@@ -49,10 +51,12 @@ use tokio_rustls::server::TlsStream;
 
 use self::authorise::Authoriser;
 use self::handshakes::Handshakes;
+use self::held::HeldStream;
 use self::limiter::Limiter;
 use self::password::Passwords;
 use self::security::Security;
 use self::settings::AccessSettings;
+use crate::message::Owner;
 
 /// The access decisions that all doors share.
 #[derive(Debug)]
@@ -69,6 +73,7 @@ pub struct Access {
 impl Access {
     /// Starts with the users and rules of these settings.
     pub(crate) fn new(settings: &AccessSettings) -> Access {
+        Owner::know(settings.all_users().map(|user| &*user.name));
         Access {
             authoriser: Authoriser::new(settings),
             passwords: Passwords::default(),
@@ -84,13 +89,14 @@ impl Access {
         stream: S,
         tls: &TlsAcceptor,
         from: IpAddr,
-    ) -> Result<TlsStream<S>, (io::Error, Option<S>)> {
+    ) -> Result<TlsStream<HeldStream<S>>, (io::Error, Option<S>)> {
         let is_familiar = self.passwords.familiar.knows_somebody(from);
         self.handshakes.accept(stream, tls, (from, is_familiar)).await
     }
 
     /// Replaces users and rules. The caller must check afterwards whether existing sessions may stay.
     pub(crate) fn reload(&self, settings: &AccessSettings) {
+        Owner::know(settings.all_users().map(|user| &*user.name));
         self.authoriser.reload(settings);
         self.passwords.reload();
         self.passwords.replaced.retain(settings.hashes());

@@ -26,6 +26,7 @@
 mod alive;
 mod batch;
 pub(crate) mod fnv;
+mod owner;
 mod shown;
 mod topic;
 pub mod via;
@@ -41,6 +42,7 @@ pub(crate) use self::alive::{AliveBytes, alive};
 pub use self::batch::BatchBuilder;
 pub(crate) use self::batch::{Batch, Entry, MOST_DEEP, Packed};
 use self::fnv::Fnv;
+pub(crate) use self::owner::Owner;
 pub(crate) use self::shown::{acts_on_text, printable};
 pub(crate) use self::topic::{Topic, TopicError, USUAL_LEVELS, levels};
 pub use self::topic::{TopicFilter, check_filter, check_topic, covers, matches, overlap};
@@ -98,35 +100,6 @@ impl Eq for Origin {}
 impl Hash for Origin {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.number.hash(state);
-    }
-}
-
-/// The owner to whom a retained message is charged. A user is represented by a hash, so that the number is the same in every
-/// run; two users with the same hash share one quota.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Owner(u8);
-
-impl Owner {
-    /// The gateway and its sensors.
-    pub(crate) const HOUSE: Owner = Owner(1);
-    /// All clients without a user name together.
-    pub(crate) const GUESTS: Owner = Owner(2);
-    /// All upstreams together.
-    pub(crate) const UPSTREAMS: Owner = Owner(3);
-    const USERS: u8 = 8;
-    /// The number of owners.
-    pub(crate) const COUNT: usize = u8::MAX as usize + 1;
-
-    /// The owner for this user; `None` stands for clients without a user name.
-    pub(crate) fn of(user: Option<&str>) -> Owner {
-        let Some(user) = user else { return Owner::GUESTS };
-        let number = Origin::of("user", user, Owner::GUESTS).number;
-        Owner(Owner::USERS + (number % u64::from(u8::MAX - Owner::USERS + 1)) as u8)
-    }
-
-    /// The number as an index below 256.
-    pub(crate) fn index(self) -> usize {
-        usize::from(self.0)
     }
 }
 
@@ -220,7 +193,7 @@ impl<'a> Draft<'a> {
         let mut head = [0u8; HEADER];
         head[0..4].copy_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes());
         head[4] = self.qos as u8 | (u8::from(self.retain) << 2);
-        head[5] = self.origin.owner.0;
+        head[5] = self.origin.owner.index() as u8;
         head[6..8].copy_from_slice(&(self.topic.len() as u16).to_le_bytes());
         head[8..12].copy_from_slice(&self.expiry.unwrap_or(NO_EXPIRY).to_le_bytes());
         head[12..16].copy_from_slice(&(self.properties.len() as u32).to_le_bytes());
@@ -312,7 +285,7 @@ impl<'a> MessageRef<'a> {
     }
 
     pub(crate) fn origin(&self) -> Origin {
-        Origin { number: u64_at(self.bytes, 24), owner: Owner(self.bytes[5]) }
+        Origin { number: u64_at(self.bytes, 24), owner: Owner::recorded(self.bytes[5]) }
     }
 
     /// Whether the gateway repeats this message after every start, so that it need not be kept on disk.

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature_with_raw_key};
 use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
@@ -14,6 +15,7 @@ use super::approach::Past;
 use super::settings::{Scheme, UpstreamTls};
 use super::wire::{BeginStep, Broken};
 use crate::secret::sha256;
+use crate::tls::chains::ServerChains;
 use crate::tls::{authorities, blame, certificates, private_key};
 
 /// Reads the files, which blocks. They are read for every connection, so that a renewed certificate is used at once.
@@ -27,7 +29,11 @@ pub(crate) fn client_config(files: &UpstreamTls, is_web_socket: bool) -> Result<
             let verifier = Arc::new(Pinned { fingerprint, provider });
             builder.dangerous().with_custom_certificate_verifier(verifier)
         }
-        None => builder.with_root_certificates(roots(files)?),
+        None => {
+            let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(files)?), provider).build();
+            let verifier = verifier.map_err(|error| error.to_string())?;
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(ServerChains(verifier)))
+        }
     };
     let mut config = match (&files.cert, &files.key) {
         (Some(cert), Some(key)) => {
@@ -138,6 +144,7 @@ pub(crate) fn in_words(error: &rustls::Error) -> String {
         AlertReceived(AlertDescription::UnrecognisedName) => {
             "it does not know the host name: is tls.server_name, or the name in addresses, right?"
         }
+        InvalidCertificate(CertificateError::Other(why)) => return format!("its certificate is not accepted: {why}"),
         InvalidMessage(_) => "it does not speak TLS on this port: a plain port's address begins with mqtt:// or ws://",
         _ => return format!("TLS: {error}{}", self_made(&error.to_string())),
     };
