@@ -68,6 +68,9 @@ pub enum Error {
     /// A CONNECT has an unknown protocol level.
     #[error("unsupported protocol level {0}")]
     Level(u8),
+    /// The packet has more properties than this broker reads.
+    #[error("the packet has more than {MOST_PROPERTIES} properties")]
+    TooMany,
     #[error("QoS 3 does not exist")]
     /// A QoS of 3, which does not exist.
     Qos,
@@ -80,6 +83,7 @@ impl Error {
             Error::Malformed(_) | Error::Qos => Reason::MALFORMED_PACKET,
             Error::Protocol(_) => Reason::PROTOCOL_ERROR,
             Error::TooLarge(..) => Reason::PACKET_TOO_LARGE,
+            Error::TooMany => Reason::QUOTA_EXCEEDED,
             Error::Topic(_) => Reason::TOPIC_NAME_INVALID,
             Error::Level(_) => Reason::UNSUPPORTED_PROTOCOL_VERSION,
         }
@@ -185,13 +189,25 @@ fn kind(first: u8, version: Version) -> Result<(PacketType, u8), Error> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fields<'a> {
     bytes: &'a [u8],
+    /// The properties that were read.
+    properties: usize,
 }
+
+/// The most properties of one packet. Empty ones take five bytes each, so a packet of 2 MiB could have 400,000, and all of them
+/// are read at once. Programs that set properties set a few.
+const MOST_PROPERTIES: usize = 1024;
 
 const SHORT: Error = Error::Malformed("the packet ends within a field");
 
 impl<'a> Fields<'a> {
     pub(crate) fn new(bytes: &'a [u8]) -> Self {
-        Fields { bytes }
+        Fields { bytes, properties: 0 }
+    }
+
+    /// Counts a property that is about to be read.
+    pub(crate) fn count_property(&mut self) -> Result<(), Error> {
+        self.properties += 1;
+        if self.properties > MOST_PROPERTIES { Err(Error::TooMany) } else { Ok(()) }
     }
 
     /// The bytes that have not been read.
@@ -267,7 +283,7 @@ impl<'a> Fields<'a> {
     /// Reads the property section: its length and that many bytes.
     pub(crate) fn properties(&mut self) -> Result<Fields<'a>, Error> {
         let len = self.variable()?;
-        Ok(Fields { bytes: self.take(len)? })
+        Ok(Fields::new(self.take(len)?))
     }
 }
 

@@ -68,6 +68,7 @@ pub(crate) fn next<'a>(fields: &mut Fields<'a>) -> Result<Option<Property<'a>>, 
     if fields.is_empty() {
         return Ok(None);
     }
+    fields.count_property()?;
     // identifiers are variable byte integers, but all that exist fit in one byte
     let property = match fields.u8()? {
         id::PAYLOAD_FORMAT => flag(fields).map(|_| Property::PayloadFormat)?,

@@ -27,6 +27,7 @@ fn bursts() -> Vec<(&'static str, Vec<u8>)> {
         [subscribe(id, &[(&*name, 0)], Some(&none)), leaves].concat()
     };
     let deep = ["a"; 190].join("/");
+    let named = (0..1024).fold(Properties::new(), |all, _| all.user("", ""));
     let say = |topic: String, flags: u8| publish(topic.as_bytes(), b"x", flags, None, Some(&none));
     vec![
         ("UNSUBSCRIBE", (1..5000).flat_map(unsubscribe).collect()),
@@ -34,6 +35,7 @@ fn bursts() -> Vec<(&'static str, Vec<u8>)> {
         ("groups", (1..2500).flat_map(group).collect()),
         ("deep topics", (1..1000).flat_map(|number| say(format!("{deep}/{number}"), 0x30)).collect()),
         ("retained", (0..5000).flat_map(|number| say(format!("r/{}", number % 50), 0x31)).collect()),
+        ("properties", publish(b"x", b"", 0x30, None, Some(&named)).repeat(20)),
         ("PUBREL", (1..5000_u16).flat_map(|id| packet(0x62, &[&id.to_be_bytes()])).collect()),
         ("PINGREQ", [0xc0, 0].repeat(30_000)),
     ]
@@ -100,6 +102,42 @@ fn whoever_sends_without_a_pause_does_not_keep_others_from_their_turns() {
     for (name, burst) in bursts() {
         let open = |number: usize| Connect::v5(&format!("flood-{number}")).open(gateway.port).socket;
         others_have_turns(name, &gateway, &beside, open, &burst);
+    }
+    assert_it_serves(&mut gateway);
+}
+
+#[test]
+fn frames_without_contents_do_not_keep_others_from_their_turns() {
+    let (setup, port) = Setup::default().http();
+    let (mut gateway, beside) = (setup.start(), Gateway::start());
+    let open = |_| {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let key =
+            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: mqtt";
+        let upgrade = format!(
+            "GET /mqtt HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n{key}\r\n\r\n"
+        );
+        stream.write_all(upgrade.as_bytes()).unwrap();
+        let connect = packet(0x10, &[&binary(b"MQTT"), &[4, 2, 0, 0], &binary(b"")]);
+        // masked with zeros, and the first of several fragments
+        stream.write_all(&[&[0x02, 0x80 | connect.len() as u8, 0, 0, 0, 0], &*connect].concat()).unwrap();
+        stream
+    };
+    for (name, frame) in [("pings", [0x89, 0x80, 0, 0, 0, 0]), ("empty fragments", [0x00, 0x80, 0, 0, 0, 0])] {
+        others_have_turns(name, &gateway, &beside, open, &frame.repeat(10_000));
+    }
+    assert_it_serves(&mut gateway);
+}
+
+#[test]
+fn more_properties_than_anybody_uses_end_the_connection_of_whoever_sends_them() {
+    let mut gateway = Gateway::start();
+    for (count, is_read) in [(1024, true), (1025, false)] {
+        let named = (0..count).fold(Properties::new(), |all, _| all.user("", ""));
+        let mut client = Connect::v5("named").open(gateway.port);
+        client.send(&publish(b"x", b"", 0x30, None, Some(&named)));
+        // quota exceeded
+        if is_read { client.ping() } else { client.closed_with(0x97) }
     }
     assert_it_serves(&mut gateway);
 }

@@ -284,7 +284,8 @@ fn full_history(first: u64) -> String {
 #[test]
 fn histories_that_are_asked_for_by_the_hundred_are_read_one_at_a_time() {
     const REQUESTS: usize = 250;
-    let sensor = "[[sensor]]\nname = \"loft\"\npin = 17\ntopic = \"loft\"\n[broker.anonymous]\naccept = \"all\"\n";
+    // an event of the sensor would begin a new file, and the oldest events would be gone
+    let sensor = "[[sensor]]\nname = \"loft\"\npin = 17\ntopic = \"loft\"\nsimulate = [\"1 h off\"]\n[broker.anonymous]\naccept = \"all\"\n";
     let (setup, http) = Setup::default().config(sensor).http();
     let history = setup.dir().join("data/history");
     std::fs::create_dir_all(&history).unwrap();

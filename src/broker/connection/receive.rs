@@ -25,16 +25,18 @@ use crate::mqtt::{
 pub(crate) const RECEIVE_MAXIMUM: u16 = 1000;
 /// A batch of this size in bytes is sent on before more packets are parsed.
 const BATCH_SIZE: usize = 64 * 1024;
-/// The number of packets after which it is looked at whether the turn is over. The rest waits for the next one then, so that
-/// others need not wait for all of it.
-const LOOK_EVERY: u64 = 16;
+/// The number of small packets after which it is looked at whether the turn is over. The rest waits for the next one then, so
+/// that others need not wait for all of it.
+const LOOK_EVERY: usize = 16;
+/// Bytes of a packet that count as another small one, because they can take as long.
+const SMALL_PACKET: usize = 256;
 
 impl BrokerConnection {
     /// Processes complete packets in `input` for one turn. Returns whether all messages have got their places in the order.
     pub(super) fn receive(&mut self, input: &mut BytesMut) -> Result<bool, ConnectionEnd> {
         let max = self.core.settings.load().max_packet_size;
         let mut placed = self.place()?;
-        let mut packets = 0;
+        let (mut packets, mut since_look) = (0, 0);
         (self.held_until, self.read_at, self.has_input) = (None, None, false);
         if !self.continue_change()? {
             return Ok(placed);
@@ -49,9 +51,13 @@ impl BrokerConnection {
                     if !self.may_begin(found.kind) {
                         break Ok(());
                     }
-                    if packets % LOOK_EVERY == LOOK_EVERY - 1 && begun.elapsed() >= TURN {
-                        (self.has_more, self.has_input) = (true, true);
-                        break Ok(());
+                    since_look += 1 + found.len / SMALL_PACKET;
+                    if since_look >= LOOK_EVERY {
+                        if begun.elapsed() >= TURN {
+                            (self.has_more, self.has_input) = (true, true);
+                            break Ok(());
+                        }
+                        since_look = 0;
                     }
                     packets += 1;
                     let packet = &bytes[at..at + found.len];

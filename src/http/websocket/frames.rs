@@ -4,9 +4,9 @@
 //! so that no complete frame is ever held in memory. Output has one frame for each packet: MQTT allows any division, but
 //! some clients ignore a second packet in a frame.
 
-use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::{io, mem};
 
 use bytes::{Buf, BufMut, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -212,6 +212,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for ServerFrames<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        let mut has_read = false;
         loop {
             let found = this.next_payload();
             // nobody else retries what a write has left; and a client that does not read may still have sent something
@@ -228,6 +229,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for ServerFrames<S> {
                     let _ = this.drain(context);
                     return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
                 }
+            }
+            if mem::replace(&mut has_read, true) {
+                // a client that sends only pings and empty frames does not keep others waiting
+                context.waker().wake_by_ref();
+                return Poll::Pending;
             }
             this.input.reserve(READ);
             let read = tokio_util::io::poll_read_buf(Pin::new(&mut this.io), context, &mut this.input);
