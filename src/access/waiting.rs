@@ -2,8 +2,9 @@
 //!
 //! Such a connection costs a socket, and its user is unknown, so their number is limited. When the limit is reached, a new
 //! connection replaces the one that has waited longest in the network that has most of them. An honest client sends its
-//! CONNECT at once, so a client that opens sockets and sends nothing cannot keep others out. Connections that were refused
-//! and only wait for the client to read the reason go first. The number of all sockets of a network is limited too, in
+//! CONNECT at once, so a client that opens sockets and sends nothing cannot keep others out. Whoever has many networks, as with
+//! a /48 of IPv6, cannot be told from many clients. So a few connections from an address from which a user has signed in before
+//! only go if there are no others. Connections that were refused and only wait for the client to read the reason go first. The number of all sockets of a network is limited too, in
 //! whatever state they are.
 
 use std::collections::{HashMap, VecDeque};
@@ -17,6 +18,8 @@ use super::guesses::network;
 
 /// Most connections that may wait.
 pub(crate) const MOST: usize = 256;
+/// Most connections of one network that go last because a user has signed in from there.
+const MOST_FAMILIAR: usize = MOST / 8;
 
 /// All waiting connections, with the one that has waited longest first.
 #[derive(Debug, Default)]
@@ -35,6 +38,8 @@ struct Waiting {
     number: u64,
     /// `None` if the connection was refused and is about to end.
     network: Option<IpAddr>,
+    /// Whether a user has signed in from its address before.
+    is_familiar: bool,
     cut: CancellationToken,
 }
 
@@ -46,10 +51,13 @@ impl WaitingState {
             *counts.entry(waiting.network).or_default() += 1;
         }
         let is_leaving = counts.contains_key(&None);
-        let most = counts.values().copied().max().unwrap_or(0);
+        let count = |waiting: &Waiting| counts.get(&waiting.network).copied().unwrap_or(0);
+        let goes_last = |waiting: &Waiting| waiting.is_familiar && count(waiting) <= MOST_FAMILIAR;
+        let others = self.waiting.iter().filter(|waiting| !goes_last(waiting)).map(count).max();
+        let most = others.or_else(|| counts.values().copied().max());
         let goes = |waiting: &Waiting| match is_leaving {
             true => waiting.network.is_none(),
-            false => counts.get(&waiting.network) == Some(&most),
+            false => Some(count(waiting)) == most && (others.is_none() || !goes_last(waiting)),
         };
         let at = self.waiting.iter().position(goes)?;
         self.waiting.remove(at)
@@ -65,14 +73,16 @@ pub(crate) struct Ticket {
 }
 
 impl WaitingRoom {
-    /// Adds a connection from this network; `None` stands for one that was refused. Also returns whether another connection
-    /// had to go for it.
-    pub(crate) fn enter(self: &Arc<Self>, from: Option<IpAddr>) -> (Ticket, bool) {
+    /// Adds a connection from this network, and whether a user has signed in from its address; `None` stands for a connection
+    /// that was refused. Also returns whether another connection had to go for it.
+    pub(crate) fn enter(self: &Arc<Self>, from: Option<(IpAddr, bool)>) -> (Ticket, bool) {
         let mut state = self.state.lock();
         let number = state.next;
         state.next += 1;
         let cut = CancellationToken::new();
-        state.waiting.push_back(Waiting { number, network: from.map(network), cut: cut.clone() });
+        let (network, is_familiar) =
+            from.map_or((None, false), |(from, is_familiar)| (Some(network(from)), is_familiar));
+        state.waiting.push_back(Waiting { number, network, is_familiar, cut: cut.clone() });
         let longest = if state.waiting.len() > MOST { state.take_longest() } else { None };
         drop(state);
         let has_cut = longest.is_some();
@@ -84,11 +94,11 @@ impl WaitingRoom {
 }
 
 impl Ticket {
-    /// Counts the connection for this address, which a proxy has named.
-    pub(crate) fn is_from(&self, from: IpAddr) {
+    /// Counts the connection for this address, which a proxy has named, and from which a user may have signed in before.
+    pub(crate) fn is_from(&self, from: IpAddr, is_familiar: bool) {
         let waiting = &mut self.room.state.lock().waiting;
         if let Some(waiting) = waiting.iter_mut().find(|waiting| waiting.number == self.number) {
-            waiting.network = Some(network(from));
+            (waiting.network, waiting.is_familiar) = (Some(network(from)), is_familiar);
         }
     }
 
@@ -193,15 +203,39 @@ mod tests {
         Some(address.parse().unwrap())
     }
 
+    fn enter(room: &Arc<WaitingRoom>, address: &str) -> (Ticket, bool) {
+        room.enter(at(address).map(|from| (from, false)))
+    }
+
     #[test]
     fn whoever_has_most_gives_way_and_those_refused_before_all_others() {
         let room = Arc::new(WaitingRoom::default());
-        let (local, _) = room.enter(at("127.0.0.1"));
+        let (local, _) = enter(&room, "127.0.0.1");
         let (refused, _) = room.enter(None);
-        let flood: Vec<Ticket> = (0..2 * MOST).map(|last| room.enter(at(&format!("2001:db8::{last:x}"))).0).collect();
+        let flood: Vec<Ticket> = (0..2 * MOST).map(|last| enter(&room, &format!("2001:db8::{last:x}")).0).collect();
         assert!(refused.cut.is_cancelled() && !local.cut.is_cancelled());
         assert!(flood[0].cut.is_cancelled() && !flood[2 * MOST - 1].cut.is_cancelled());
         assert_eq!(flood.iter().filter(|ticket| !ticket.cut.is_cancelled()).count(), MOST - 1);
+    }
+
+    #[test]
+    fn a_few_from_where_a_user_has_signed_in_stay_however_many_networks_come() {
+        let room = Arc::new(WaitingRoom::default());
+        let familiar = |host: usize| room.enter(at(&format!("192.0.2.{host}")).map(|from| (from, true))).0;
+        let known: Vec<Ticket> = (0..4).map(familiar).collect();
+        let other_networks = |number: usize| enter(&room, &format!("2001:db8:0:{number:x}::1")).0;
+        let flood: Vec<Ticket> = (0..3 * MOST).map(other_networks).collect();
+        assert!(known.iter().all(|ticket| !ticket.cut.is_cancelled()));
+        assert!(flood[0].cut.is_cancelled());
+        drop(flood);
+        let many: Vec<Ticket> = (0..MOST).map(|_| familiar(9)).collect();
+        let more = other_networks(0);
+        assert!(many[0].cut.is_cancelled() && !more.cut.is_cancelled(), "but only a few of a network");
+        let all: Vec<Ticket> =
+            (10..20 + MOST / MOST_FAMILIAR).flat_map(|host| vec![host; MOST_FAMILIAR]).map(familiar).collect();
+        assert!(more.cut.is_cancelled());
+        assert_eq!(room.state.lock().waiting.len(), MOST, "and whoever comes last has a place: {}", all.len());
+        assert!(!all[all.len() - 1].cut.is_cancelled());
     }
 
     #[test]
@@ -223,8 +257,8 @@ mod tests {
     fn clients_behind_a_proxy_are_told_apart() {
         let (room, sockets) = (Arc::new(WaitingRoom::default()), Arc::new(Sockets::default()));
         let through_proxy = |client: &str| {
-            let (ticket, _) = room.enter(at("127.0.0.1"));
-            ticket.is_from(client.parse().unwrap());
+            let (ticket, _) = enter(&room, "127.0.0.1");
+            ticket.is_from(client.parse().unwrap(), false);
             ticket
         };
         let honest = through_proxy("198.51.100.7");
@@ -245,10 +279,10 @@ mod tests {
     #[test]
     fn the_longest_waiting_goes_for_the_newest() {
         let room = Arc::new(WaitingRoom::default());
-        let (first, _) = room.enter(at("192.0.2.1"));
-        let (second, _) = room.enter(at("192.0.2.1"));
+        let (first, _) = enter(&room, "192.0.2.1");
+        let (second, _) = enter(&room, "192.0.2.1");
         assert!(first.seated());
-        let rest: Vec<(Ticket, bool)> = (0..MOST).map(|_| room.enter(at("192.0.2.1"))).collect();
+        let rest: Vec<(Ticket, bool)> = (0..MOST).map(|_| enter(&room, "192.0.2.1")).collect();
         assert!(!first.cut.is_cancelled(), "it does not wait any more");
         assert!(!second.seated(), "it was cut, so it must not become a client");
         assert!(second.cut.is_cancelled() && rest.iter().filter(|(_, has_cut)| *has_cut).count() == 1);

@@ -59,7 +59,8 @@ fn accept(accepted: AcceptedConnection, through: &Through, core: &Arc<Core>, con
         return;
     };
     core.stats.sockets.add(1);
-    let (ticket, has_cut) = core.waiting.enter(Some(from.ip()));
+    let is_familiar = core.access.passwords.familiar.knows_somebody(from.ip());
+    let (ticket, has_cut) = core.waiting.enter(Some((from.ip(), is_familiar)));
     if has_cut {
         core.stats.refused.add(1);
         debug!("the connection that has waited longest for its CONNECT is cut: too many wait");
@@ -93,7 +94,8 @@ async fn serve_accepted(
     }
     if is_proxied {
         // from here on it is the client that has the place, and not its proxy
-        ticket.is_from(accepted.from.ip());
+        let from = accepted.from.ip();
+        ticket.is_from(from, core.access.passwords.familiar.knows_somebody(from));
         if !socket.is_from(accepted.from.ip(), core.bounds().of_network() + MOST) {
             core.stats.refused.add(1);
             debug!(from = %accepted.from, "connection dropped: too many of its network are open");

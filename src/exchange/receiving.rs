@@ -205,6 +205,15 @@ impl Receiving {
         Reservation { receiving, user, bytes, number, overdue_at: None, moved_at: Instant::now(), received }
     }
 
+    /// Whether so many more bytes for a network of guests leave other guests at least as much as it has, or no guest has any
+    /// yet, so that what is larger can be had at all. For others it is true.
+    pub(crate) fn leaves_as_much(&self, holder: &PlaceHolder, bytes: usize) -> bool {
+        let PlaceHolder::Guest(Some(_)) = holder else { return true };
+        let books = self.books.lock();
+        let left = books.left_of(&user_of(holder));
+        left == books.share() || left.checked_sub(bytes).is_some_and(|left| books.held_by(holder) + bytes <= left)
+    }
+
     /// Waits until there is memory for a packet of this many bytes.
     pub(crate) async fn reserve(&self, holder: impl Into<PlaceHolder>, bytes: usize) -> Reservation {
         let mut reservation = self.ask(holder, bytes);

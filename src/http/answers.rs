@@ -2,8 +2,8 @@
 //!
 //! A client that sends requests and does not read keeps its answer in memory. The first [`FREE`] bytes of an answer are
 //! free. The memory of a larger answer is taken from a budget, of which no user gets more than half
-//! ([`crate::exchange::receiving`]), until the answer is written. No request waits for the budget: it is refused, and the
-//! client may repeat it.
+//! ([`crate::exchange::receiving`]), until the answer is written. All guests together are one user, and of its half a network
+//! gets no more than what it leaves to others. No request waits for the budget: it is refused, and the client may repeat it.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -14,6 +14,7 @@ use axum::response::IntoResponse;
 use http_body_util::BodyExt;
 
 use super::problem::HttpProblem;
+use crate::access::places::PlaceHolder;
 use crate::exchange::ingress::Ingress;
 use crate::exchange::receiving::{Receiving, Reservation};
 use crate::message::Origin;
@@ -29,19 +30,19 @@ pub(crate) struct Asker(Arc<OnceLock<Known>>);
 
 #[derive(Debug)]
 struct Known {
-    user: Option<Box<str>>,
+    holder: PlaceHolder,
     /// Who is charged for the work, and where.
     payer: Option<(Ingress, Origin)>,
 }
 
 impl Asker {
-    pub(crate) fn is(&self, user: Option<&str>, payer: Option<(Ingress, Origin)>) {
+    pub(crate) fn is(&self, holder: PlaceHolder, payer: Option<(Ingress, Origin)>) {
         // a connection processes one request at a time
-        let _ = self.0.set(Known { user: user.map(Into::into), payer });
+        let _ = self.0.set(Known { holder, payer });
     }
 
-    fn user(&self) -> Option<&str> {
-        self.0.get()?.user.as_deref()
+    fn holder(&self) -> PlaceHolder {
+        self.0.get().map_or(PlaceHolder::Guest(None), |known| known.holder.clone())
     }
 
     /// Charges the client for this processor time, so that its next request waits if it has asked too much of late.
@@ -64,9 +65,12 @@ impl<T: AsRef<[u8]>> AsRef<[u8]> for KeptBytes<T> {
     }
 }
 
-/// Memory for an answer of this size to this user; `None` if there is none at present.
-pub(crate) fn ask(answers: &Receiving, user: Option<&str>, size: usize) -> Option<Reservation> {
-    let mut memory = answers.ask(user, size);
+/// Memory for an answer of this size to this client; `None` if there is none at present.
+pub(crate) fn ask(answers: &Receiving, holder: PlaceHolder, size: usize) -> Option<Reservation> {
+    if !answers.leaves_as_much(&holder, size) {
+        return None;
+    }
+    let mut memory = answers.ask(holder, size);
     memory.is_granted().then_some(memory)
 }
 
@@ -80,7 +84,7 @@ pub(crate) fn within(answers: &Receiving, asker: &Asker, response: Response<Body
     // a body without a size is a stream, which asks for memory itself
     let size = response.body().size_hint().exact().and_then(|size| usize::try_from(size).ok());
     let Some(size) = size.filter(|size| *size > FREE) else { return response };
-    let Some(memory) = ask(answers, asker.user(), size) else {
+    let Some(memory) = ask(answers, asker.holder(), size) else {
         return HttpProblem::unavailable("others have not taken their answers yet, and there is no memory for more")
             .into_response();
     };
@@ -106,11 +110,12 @@ mod tests {
     #[tokio::test]
     async fn what_is_not_taken_is_bounded_and_one_user_leaves_others_theirs() {
         let answers = Receiving::of(BUDGET);
-        let of = |user: Option<&str>, size| {
+        let from = |holder: PlaceHolder, size| {
             let asker = Asker::default();
-            asker.is(user, None);
+            asker.is(holder, None);
             within(&answers, &asker, answer(size))
         };
+        let of = |user: Option<&str>, size| from(user.into(), size);
         let guests: Vec<_> = (0..100).map(|_| of(None, 1 << 20)).collect();
         let answered = |all: &[Response<Body>]| all.iter().filter(|one| one.status() == 200).count();
         assert_eq!((answered(&guests), guests[99].status().as_u16()), (8, 503));
@@ -125,5 +130,15 @@ mod tests {
         drop(chunks);
         assert_eq!(of(None, 1 << 20).status(), 200);
         assert_eq!(answers.taken(), 0);
+        // the guests of a network leave others as much as they have
+        let network = |host: u8| PlaceHolder::Guest(Some([192, 0, 2, host].into()));
+        let crowd: Vec<_> = (0..100).map(|_| from(network(1), 1 << 20)).collect();
+        let another: Vec<_> = (0..100).map(|_| from(network(2), 1 << 20)).collect();
+        assert_eq!((answered(&crowd), answered(&another)), (4, 2));
+        let third: Vec<_> = (0..100).map(|_| from(network(3), FREE + 1)).collect();
+        assert!(answered(&third) > 20);
+        assert_eq!(from(network(4), 60 << 10).status(), 200);
+        drop((crowd, another, third));
+        assert_eq!(from(network(1), 7 << 20).status(), 200, "what is large can be had by whoever is alone");
     }
 }

@@ -237,7 +237,7 @@ impl FromRequestParts<Arc<Http>> for Caller {
         let is_read = matches!(parts.method, Method::GET | Method::HEAD);
         if let Some(asker) = parts.extensions.get::<Asker>() {
             let payer = is_read.then(|| (http.ingress.clone(), caller.origin()));
-            asker.is(caller.user(), payer);
+            asker.is(caller.holder(), payer);
         }
         if is_read {
             http.ingress.turn(caller.origin()).await;

@@ -223,7 +223,7 @@ impl EventStream {
                     let data = serde_json::to_string(&envelope).unwrap_or_default();
                     let len = out.len() + data.len();
                     if len > answers::FREE && memory.is_none() {
-                        *memory = answers::ask(&self.http.answers, self.caller.user(), len.max(PORTION));
+                        *memory = answers::ask(&self.http.answers, self.caller.holder(), len.max(PORTION));
                     }
                     let most = if memory.is_some() { PORTION } else { answers::FREE };
                     // writing to a string cannot fail
@@ -278,7 +278,7 @@ impl EventStream {
             if len > room && out.len() <= answers::FREE {
                 // released first, because a large part may need all memory of its user
                 *memory = None;
-                *memory = answers::ask(&self.http.answers, self.caller.user(), len.max(PORTION));
+                *memory = answers::ask(&self.http.answers, self.caller.holder(), len.max(PORTION));
                 room = memory.as_ref().map_or(answers::FREE, |_| len.max(PORTION));
             }
             if len <= room {
