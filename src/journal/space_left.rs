@@ -7,8 +7,34 @@ use tracing::{error, info};
 
 use super::consumers::{ConsumerQueues, Queue};
 use super::pace::LogPace;
-use super::parts::{PARTS, Part};
+use super::parts::{PARTS, PartHolder};
 use crate::access::owner::ConsumerOwner;
+
+/// Who shares a part, at the last check.
+#[derive(Debug, Default)]
+pub(crate) enum Sharing {
+    /// Nobody: it has one holder at most.
+    #[default]
+    Alone,
+    /// Nobody has more than half of what is in it. That may have changed when there is less room than this, in bytes.
+    Evenly(u64),
+    /// One holder has more than half of what is in it.
+    Unevenly {
+        /// The lasting name of one of the consumers of this holder.
+        name: String,
+        /// The bytes that it leaves to others.
+        reserve: u64,
+    },
+}
+
+#[derive(Debug)]
+struct FullFor([Option<u64>; 1 << (2 * PARTS)]);
+
+impl Default for FullFor {
+    fn default() -> FullFor {
+        FullFor([None; 1 << (2 * PARTS)])
+    }
+}
 
 /// What is known of the space.
 #[derive(Debug, Default)]
@@ -17,9 +43,11 @@ pub(crate) struct SpaceLeft {
     parts: [u64; PARTS],
     /// The bytes that can certainly be used in all.
     all: u64,
+    /// Who shares each part.
+    sharing: [Sharing; PARTS],
     /// The size of messages that had no room at the last check, if nothing has changed since. The index is a set of parts
-    /// with a bit for each.
-    full_for: [Option<u64>; 1 << PARTS],
+    /// with a bit for each, and another one if the message is for whoever has most of it.
+    full_for: FullFor,
     /// Whether there was no room at the last check.
     was_full: bool,
     /// Whether no file can be written without dropping waiting messages, which is not allowed.
@@ -34,9 +62,33 @@ pub(crate) struct SpaceLeft {
 }
 
 impl SpaceLeft {
-    /// Whether a message for these parts is known to have room.
-    pub(crate) fn has(&self, len: u64, mut parts: impl Iterator<Item = Part>) -> bool {
-        self.all >= len && parts.all(|part| self.parts[part as usize] >= len)
+    /// Whether a message for these consumers is known to have room. `is_fresh` says that nothing has changed since the check.
+    pub(crate) fn has<'a>(&self, len: u64, is_fresh: bool, mut queues: impl Iterator<Item = &'a Queue>) -> bool {
+        self.all >= len
+            && queues.all(|queue| {
+                let Some(room) = self.parts[queue.part() as usize].checked_sub(len) else { return false };
+                match &self.sharing[queue.part() as usize] {
+                    Sharing::Alone => true,
+                    Sharing::Evenly(least) => is_fresh || room >= *least,
+                    // names are compared only where it matters
+                    Sharing::Unevenly { reserve, .. } => room >= *reserve || !self.has_most(queue),
+                }
+            })
+    }
+
+    fn has_most(&self, queue: &Queue) -> bool {
+        match &self.sharing[queue.part() as usize] {
+            Sharing::Unevenly { name, .. } => PartHolder::of(name) == PartHolder::of(queue.name()),
+            _ => false,
+        }
+    }
+
+    /// The parts of these consumers and whether each has most of its part, a bit for each.
+    pub(crate) fn kinds<'a>(&self, queues: impl Iterator<Item = &'a Queue>) -> usize {
+        queues.fold(0, |kinds, queue| {
+            let most = if self.has_most(queue) { 1 << PARTS } else { 0 };
+            kinds | (1 | most) << queue.part() as usize
+        })
     }
 
     /// Subtracts the room of a message.
@@ -44,14 +96,14 @@ impl SpaceLeft {
         self.parts.iter_mut().chain([&mut self.all]).for_each(|room| *room = room.saturating_sub(len));
     }
 
-    /// Whether a message for these parts, a bit for each, is known to have no room.
-    pub(crate) fn is_full_for(&self, len: u64, parts: usize) -> bool {
-        self.full_for[parts].is_some_and(|least| least <= len)
+    /// Whether a message for consumers of these [kinds](SpaceLeft::kinds) is known to have no room.
+    pub(crate) fn is_full_for(&self, len: u64, kinds: usize) -> bool {
+        self.full_for.0[kinds].is_some_and(|least| least <= len)
     }
 
-    /// Records the result of a check: the bytes for each part, and in all.
-    pub(crate) fn looked(&mut self, (parts, all): ([u64; PARTS], u64)) {
-        (self.parts, self.all) = (parts, all);
+    /// Records the result of a check: the bytes for each part, and in all, and who shares each.
+    pub(crate) fn looked(&mut self, (parts, all): ([u64; PARTS], u64), sharing: [Sharing; PARTS]) {
+        (self.parts, self.all, self.sharing) = (parts, all, sharing);
         #[cfg(test)]
         {
             self.looks += 1;
@@ -59,10 +111,10 @@ impl SpaceLeft {
     }
 
     /// Records whether the message of the check has room.
-    pub(crate) fn found(&mut self, has_space: bool, len: u64, parts: usize) {
+    pub(crate) fn found(&mut self, has_space: bool, len: u64, kinds: usize) {
         self.was_full = !has_space;
         if !has_space {
-            self.full_for[parts] = Some(len);
+            self.full_for.0[kinds] = Some(len);
         }
     }
 
@@ -73,7 +125,7 @@ impl SpaceLeft {
 
     /// Forgets the last check, because the parts have changed.
     pub(crate) fn forget(&mut self) {
-        (self.parts, self.all, self.full_for) = Default::default();
+        (self.parts, self.all, self.full_for, self.sharing) = Default::default();
     }
 
     /// Records whether the writing thread finds no file to write to.

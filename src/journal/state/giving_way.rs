@@ -5,10 +5,12 @@
 
 use std::collections::HashMap;
 
+use super::super::consumers::Queue;
 use super::super::log::Packing;
 use super::super::parts::{PARTS, Part, PartHolder, guaranteed, usable};
 use super::super::pending::Purpose;
 use super::super::settings::JournalSettings;
+use super::super::space_left::Sharing;
 use super::super::{ConsumerId, Full, WhenFull};
 use super::JournalState;
 use crate::message::Owner;
@@ -79,21 +81,21 @@ impl JournalState {
     /// Whether the journal and the parts of all consumers have room for `len` more bytes without dropping anything. The
     /// room is computed again only when it seems to be used up and something has changed since the last time.
     pub(super) fn has_space(&mut self, len: usize, consumers: &[ConsumerId], settings: &JournalSettings) -> bool {
-        if self.has_room(len as u64, consumers) {
+        if self.has_room(len as u64, false, consumers) {
             return true;
         }
-        let parts = self.parts_of(consumers).fold(0, |parts, part| parts | 1 << part as usize);
-        if self.space.is_full_for(len as u64, parts) {
+        if self.space.is_full_for(len as u64, self.space.kinds(self.queues_of(consumers))) {
             self.space.say(true, self.counts.refused(), &self.queues);
             return false;
         }
         let room = self.left(self.free_bytes(len, settings), settings);
-        self.space.looked(room);
-        let has_space = self.has_room(len as u64, consumers);
+        self.space.looked(room, self.sharing(&room.0));
+        let has_space = self.has_room(len as u64, true, consumers);
         if !has_space && self.orphans_give_way() {
             return self.has_space(len, consumers, settings);
         }
-        self.space.found(has_space, len as u64, parts);
+        let kinds = self.space.kinds(self.queues_of(consumers));
+        self.space.found(has_space, len as u64, kinds);
         self.space.say(!has_space, self.counts.refused(), &self.queues);
         has_space
     }
@@ -123,12 +125,38 @@ impl JournalState {
         (space + free * per_segment).saturating_sub(self.pending.unsafe_bytes() as u64)
     }
 
-    fn parts_of<'a>(&'a self, consumers: &'a [ConsumerId]) -> impl Iterator<Item = Part> + 'a {
-        consumers.iter().filter_map(|id| self.queues.get(*id)).map(|queue| queue.part())
+    fn queues_of<'a>(&'a self, consumers: &'a [ConsumerId]) -> impl Iterator<Item = &'a Queue> + 'a {
+        consumers.iter().filter_map(|id| self.queues.get(*id))
     }
 
-    fn has_room(&self, len: u64, consumers: &[ConsumerId]) -> bool {
-        self.space.has(len, self.parts_of(consumers))
+    fn has_room(&self, len: u64, is_fresh: bool, consumers: &[ConsumerId]) -> bool {
+        self.space.has(len, is_fresh, self.queues_of(consumers))
+    }
+
+    /// Whoever has more than half of what is in a part leaves a quarter of the part to others, if there are any. So their
+    /// messages are still accepted when its own are not. `room` is what each part can still accept.
+    fn sharing(&self, room: &[u64; PARTS]) -> [Sharing; PARTS] {
+        let (mut held, mut used): (HashMap<PartHolder<'_>, (u64, &Queue)>, _) = (HashMap::new(), [0; PARTS]);
+        // orphans give way before anybody is refused
+        let is_known = |queue: &Queue| !queue.is_orphan();
+        for (_, queue) in self.queues.iter().filter(|(_, queue)| is_known(queue)) {
+            held.entry(PartHolder::of(queue.name())).or_insert((0, queue));
+        }
+        for (queue, share) in self.log.shares(&self.queues).filter(|(queue, _)| is_known(queue)) {
+            let live = share.live(queue.base());
+            used[queue.part() as usize] += live;
+            held.entry(PartHolder::of(queue.name())).and_modify(|(bytes, _)| *bytes += live);
+        }
+        Part::ALL.map(|part| {
+            let (used, room) = (used[part as usize], room[part as usize]);
+            let holders = held.values().filter(|(_, queue)| queue.part() == part);
+            let most = holders.clone().find(|(bytes, _)| *bytes > used / 2);
+            match most {
+                _ if holders.count() < 2 => Sharing::Alone,
+                Some((_, queue)) => Sharing::Unevenly { name: queue.name().into(), reserve: (used + room) / 4 },
+                None => Sharing::Evenly(room / 2),
+            }
+        })
     }
 
     /// The number of bytes that each part can still accept without dropping anything if the files have room for `free`
@@ -157,6 +185,28 @@ mod tests {
     use crate::journal::tests::{ANY, draft, settings, wait_synced};
     use crate::journal::{Journal, Limits, WhenFull};
     use crate::time::SystemClock;
+
+    #[test]
+    fn where_messages_are_refused_whoever_has_most_leaves_others_some_room() {
+        let refuse = Limits { when_full: WhenFull::Refuse, ..ANY };
+        for names in [["session/u/eve\0a", "session/u/ada\0b"], ["upstream/slow", "upstream/quick"]] {
+            let journal = settings(1 << 20, WhenFull::Refuse);
+            let journal = Journal::open(Arc::new(MemoryStorage::default()), journal, Arc::new(SystemClock)).unwrap();
+            let [eve, ada] = names.map(|name| journal.register(name, refuse));
+            let fill = |id| {
+                let mut count = 0;
+                while let Ok(position) = journal.append(&draft("t", &[b'x'; 1000], false), &[id]) {
+                    wait_synced(&journal, position);
+                    count += 1;
+                }
+                count
+            };
+            let (eves, adas) = (fill(eve), fill(ada));
+            assert!(eves > 200 && adas * 5 > eves, "{names:?}: {eves} and {adas}");
+            assert_eq!(fill(eve), 0);
+            assert_eq!(journal.backlog(eve).dropped + journal.backlog(ada).dropped, 0);
+        }
+    }
 
     #[test]
     fn orphans_give_way_before_anybody_else_does() {
