@@ -10,7 +10,7 @@ use std::thread;
 
 use crate::played::read;
 use crate::support::packet::{Packet, Publish, V5, packet, publish};
-use crate::support::{Connect, Gateway, Properties, Setup, wait_until};
+use crate::support::{Connect, Gateway, Mosquitto, Properties, Setup, http, wait_until};
 use crate::{drained, publish as publish_texts};
 
 const PUBLISH: u8 = 3;
@@ -254,6 +254,32 @@ fn each_message_comes_once_over_kills_of_the_gateway() {
 #[test]
 fn so_it_does_on_3_1_1() {
     once_over_kills(4);
+}
+
+/// A mosquitto with its defaults has room for twenty messages that are not released, and before version 5 it drops others without
+/// a word.
+#[test]
+fn no_more_is_in_flight_than_a_mosquitto_has_room_for() {
+    const COUNT: usize = 400;
+    for protocol in [4, 5] {
+        let broker = Mosquitto::with("");
+        let mut subscriber = Connect::new("subscriber").open(broker.port);
+        subscriber.subscribe("loft/#", 2);
+        let config = format!(
+            "[[upstream]]\nname = \"home\"\naddresses = [\"mqtt://127.0.0.1:{}\"]\nprotocol = {protocol}\n\
+             [[upstream.out]]\ntopic_filter = \"loft/#\"\nqos = 2\n",
+            broker.port
+        );
+        let (setup, http) = Setup::default().config(&config).http();
+        let gateway = setup.start();
+        wait_until("connected", || http::get(http, "/api/v1/upstreams").json()[0]["state"] == "connected");
+        let texts: Vec<String> = (0..COUNT).map(|number| number.to_string()).collect();
+        let burst = texts.iter().map(|text| publish(b"loft/a", text.as_bytes(), 0, None, None));
+        Connect::new("publisher").open(gateway.port).send(&burst.collect::<Vec<_>>().concat());
+        let arrived: Vec<String> = texts.iter().map(|_| subscriber.receive().text()).collect();
+        assert_eq!(arrived, texts, "version {protocol}");
+        assert_eq!(drained(http), 0);
+    }
 }
 
 #[test]

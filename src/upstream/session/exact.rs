@@ -24,6 +24,10 @@ const IDS: u64 = 0x4000;
 const MOST_ASKED: usize = 16;
 /// The number of connections in a row that the upstream may close while it is asked.
 const MOST_ENDS: u32 = 2;
+/// The most messages in flight to an upstream that cannot say how many it allows. By default mosquitto keeps 20 unreleased
+/// messages of a client (`max_inflight_messages`), drops what comes beyond them, and answers that like the others, because
+/// PUBREC has no reason code before version 5.
+pub(super) const EXACT_UNSAID: u16 = 20;
 /// The packet ids of messages at QoS 2.
 pub(crate) const EXACT_IDS: RangeInclusive<u16> = 0x4000..=0xbfff;
 /// The reason code "packet identifier in use" [MQTT-5 3.5.2.1].
@@ -245,7 +249,7 @@ impl UpstreamSession {
     }
 
     /// Whether the upstream supports QoS 2.
-    fn is_exact_there(&self) -> bool {
+    pub(super) fn is_exact_there(&self) -> bool {
         self.rules.is_exact() && self.link.is_some_and(|link| link.max_qos == Qos::ExactlyOnce)
     }
 

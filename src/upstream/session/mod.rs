@@ -65,7 +65,7 @@ use self::coincidence::Coincidences;
 use self::denied::DeniedTopics;
 pub(crate) use self::down::{Inbound, InboundLoss, NotTaken};
 pub(crate) use self::exact::EXACT_IDS;
-use self::exact::{BegunExchanges, IN_USE, Spread};
+use self::exact::{BegunExchanges, EXACT_UNSAID, IN_USE, Spread};
 use self::granted::Granted;
 use self::learned::Learned;
 use self::limits::LearnedLimits;
@@ -379,9 +379,10 @@ impl UpstreamSession {
         window.saturating_sub(self.in_flight.len() - self.waiting)
     }
 
-    /// The most messages in flight that both sides allow.
+    /// The most messages in flight that both sides allow. Before version 5 an upstream cannot say how many it allows.
     fn most_in_flight(&self, link: Link) -> u16 {
-        self.max_inflight.min(link.receive_maximum).max(1)
+        let unsaid = if link.version.is_v5() || !self.is_exact_there() { u16::MAX } else { EXACT_UNSAID };
+        self.max_inflight.min(link.receive_maximum).min(unsaid).max(1)
     }
 
     /// Whether messages are sent one at a time.
