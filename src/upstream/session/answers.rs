@@ -76,6 +76,8 @@ impl UpstreamSession {
         self.status_answered(now, actions);
         if had_flag && reason == RETAIN_NOT_SUPPORTED {
             self.say_status_again(now, actions);
+        } else if TRANSIENT.contains(&reason) {
+            self.say_status_later(now);
         }
         self.settle(actions);
     }

@@ -113,6 +113,11 @@ impl BegunExchanges {
         (self.certain.remove(&(at, ordinal)), is_possible)
     }
 
+    /// Whether any exchange may have begun.
+    fn is_any(&self) -> bool {
+        !self.certain.is_empty() || self.possible.iter().any(|possible| !possible.is_empty())
+    }
+
     /// Records that it is not certain any more which session the upstream has for us.
     fn doubt(&mut self) {
         for (at, ordinal) in std::mem::take(&mut self.certain) {
@@ -251,6 +256,12 @@ impl UpstreamSession {
     /// Whether the upstream supports QoS 2.
     pub(super) fn is_exact_there(&self) -> bool {
         self.rules.is_exact() && self.link.is_some_and(|link| link.max_qos == Qos::ExactlyOnce)
+    }
+
+    /// Whether exchanges that the upstream may know of go on before anything else is sent.
+    pub(super) fn is_freed_first(&self) -> bool {
+        let has_session = self.link.is_some_and(|link| link.session_present);
+        has_session && self.is_exact_there() && self.begun.is_any()
     }
 
     /// Frees the packet id of a message that may have been sent at QoS 2 and is no longer sent so. Otherwise the id would

@@ -45,6 +45,49 @@ fn an_upstream_that_answers_with_puback_has_the_message() {
 }
 
 #[test]
+fn what_the_upstream_has_from_before_is_released_before_anything_else_is_sent() {
+    let mut bench = Bench::new(|settings| {
+        settings.out = vec![rule("#", "", "", OutQos::ExactlyOnce)];
+        settings.inbound = vec![rule("in/#", "", "", Qos::AtLeastOnce)];
+        settings.status_topic = Some(crate::message::Topic::new("status").unwrap());
+    });
+    bench.append_many(0..2);
+    bench.connect(V5);
+    bench.pump(0);
+    let exact: Vec<u16> = bench.sent[1..].iter().map(|message| message.packet_id.unwrap()).collect();
+    assert_eq!(bench.deliver(1), ["online", "0", "1"]);
+    record(&mut bench, exact[0], 0);
+    bench.asked.clear();
+    reconnect(&mut bench);
+    bench.pump(0);
+    assert_eq!(bench.asked, [["in/#"]], "what is no message can go at once");
+    assert_eq!(bench.deliver(1), ["0", "1"]);
+    for packet_id in exact {
+        assert!(bench.sent.is_empty(), "not all are complete");
+        record(&mut bench, packet_id, 0);
+        bench.session.released(packet_id, 0);
+        complete(&mut bench, packet_id);
+        bench.pump(0);
+    }
+    assert_eq!(bench.deliver(1), ["online"]);
+}
+
+#[test]
+fn a_status_that_the_upstream_has_no_room_for_is_sent_again() {
+    let mut bench = Bench::new(|settings| settings.status_topic = Some(crate::message::Topic::new("status").unwrap()));
+    bench.connect(V5);
+    for now in [0, 10_000, 20_000] {
+        bench.time(now);
+        assert_eq!(bench.deliver(1), ["online"], "{now}");
+        let actions = bench.session.acked(1, if now < 20_000 { 0x97 } else { 0 }, now);
+        bench.perform(actions);
+        bench.pump(now);
+    }
+    bench.time(40_000);
+    assert!(bench.sent.is_empty());
+}
+
+#[test]
 fn what_expires_between_two_connections_leaves_no_packet_id_behind() {
     let mut bench = exact();
     bench.append(&Draft { expiry: Some(10), ..draft("t", b"late") });
