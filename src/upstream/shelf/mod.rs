@@ -184,12 +184,6 @@ impl Shelf {
         self.look.is_some()
     }
 
-    /// The bytes that a look holds.
-    #[cfg(test)]
-    fn held_bytes(&self) -> usize {
-        self.look.as_ref().map_or(0, ShelfLook::held_bytes)
-    }
-
     /// Whether the last look has seen everything.
     pub(super) fn is_done(&self) -> bool {
         self.is_done

@@ -37,6 +37,24 @@ struct HandedOut {
     settled: Option<Outcome>,
 }
 
+/// Messages that must be read from the log: those from this position on.
+#[derive(Clone, Copy, Debug)]
+struct Behind {
+    position: u64,
+    /// None of them has a lower ordinal.
+    ordinal: u64,
+}
+
+/// Messages that were handed out and are not kept in memory, although they are not settled.
+#[derive(Clone, Copy, Debug)]
+struct LetGo {
+    /// Where the first one is in the log.
+    position: u64,
+    /// The ordinals of the first and the last one. What is settled between them is in [`Queue::held`].
+    first: u64,
+    last: u64,
+}
+
 #[derive(Debug)]
 pub(crate) struct Queue {
     name: Box<str>,
@@ -52,11 +70,13 @@ pub(crate) struct Queue {
     cursor: Cursor,
     sizes: Sizes,
     held: VecDeque<HandedOut>,
+    /// Those that were handed out before, and are not kept.
+    let_go: Option<LetGo>,
     ready: VecDeque<Delivery>,
     /// The bytes of `ready`.
     ahead: Ahead,
-    /// Messages from this position on must be read from the log; `None` if the next one comes from memory.
-    behind: Option<u64>,
+    /// What must be read from the log; `None` if the next one comes from memory.
+    behind: Option<Behind>,
     /// Whether the reading thread must read, or is reading.
     filling: bool,
     /// Messages up to this ordinal may have been sent before the process began, if at most [`IN_HAND`] were in flight.
@@ -98,6 +118,7 @@ impl Queue {
             cursor: Cursor { base, read: base, ..Cursor::default() },
             sizes: Sizes::default(),
             held: VecDeque::new(),
+            let_go: None,
             ready: VecDeque::new(),
             ahead,
             behind: None,
@@ -149,7 +170,7 @@ impl Queue {
         for (messages, bytes) in waiting {
             self.sizes.push(*messages, *bytes, None);
         }
-        self.behind = (self.waiting() > 0).then_some(0);
+        self.behind = (self.waiting() > 0).then_some(Behind { position: 0, ordinal: self.cursor.base + 1 });
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -367,10 +388,14 @@ impl Queue {
     /// Moves the cursor over settled messages and over those that cannot be read any more.
     fn pass(&mut self) {
         loop {
-            // after a rewind, messages that were settled before may come after those that are ready again
-            let next_ready = self.ready.front().map_or(u64::MAX, |ready| ready.ordinal);
+            // after a rewind, messages that were settled before may come after those that are handed out again
+            let unsettled = [
+                self.ready.front().map(|ready| ready.ordinal),
+                self.waiting_let_go().map(|let_go| let_go.first),
+                self.behind.map(|behind| behind.ordinal),
+            ];
             let Some(held) = self.held.front().filter(|held| held.settled.is_some()) else { break };
-            if held.delivery.ordinal > next_ready {
+            if unsettled.into_iter().flatten().any(|unsettled| held.delivery.ordinal > unsettled) {
                 break;
             }
             if let Some(HandedOut { delivery, settled: Some(outcome) }) = self.held.pop_front() {
@@ -381,7 +406,8 @@ impl Queue {
                 }
             }
         }
-        if self.held.is_empty() && self.ready.is_empty() && self.behind.is_none() {
+        let is_read = self.ready.is_empty() && self.behind.is_none();
+        if is_read && self.held.is_empty() && self.waiting_let_go().is_none() {
             self.lose_before(self.committed + 1);
         }
     }
