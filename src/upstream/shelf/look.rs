@@ -22,8 +22,8 @@ pub(super) const MOST_PASSED: usize = 50;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::upstream) struct ShelfMove {
     pub(in crate::upstream) places: (Position, Position),
-    /// Whether it has left the shelf.
-    pub(in crate::upstream) is_back: bool,
+    /// Its ordinal on the shelf; `None` if it has left that.
+    pub(in crate::upstream) ordinal: Option<u64>,
 }
 
 /// A crash repeats at most so many of the messages that were moved: then the cursor of the shelf is written.
@@ -231,7 +231,8 @@ impl ShelfLook {
     fn move_to(&mut self, journal: &Journal, delivery: &Delivery, to: ConsumerId) -> bool {
         let Ok(there) = journal.append(&delivery.message, &[to]) else { return false };
         self.reader.settle_as(delivery.position, Outcome::Moved);
-        self.moves.push(ShelfMove { places: (delivery.position, there), is_back: to != self.id });
+        let ordinal = (to == self.id).then(|| journal.newest(to));
+        self.moves.push(ShelfMove { places: (delivery.position, there), ordinal });
         self.unsaved += 1;
         if self.unsaved >= MOST_REPEATED {
             self.save(journal);

@@ -122,6 +122,11 @@ impl Shelf {
         self.journal.append(message, &[id])
     }
 
+    /// The consumer of the shelf, once there is one, and the ordinal of the message that was put there last.
+    pub(super) fn last(&self) -> Option<(ConsumerId, u64)> {
+        self.id.map(|id| (id, self.journal.newest(id)))
+    }
+
     /// What was moved since the last call.
     pub(super) fn take_moves(&mut self) -> Vec<ShelfMove> {
         let mut moves = std::mem::take(&mut self.moves);

@@ -26,6 +26,9 @@ use crate::mqtt::packet_ids::PacketIds;
 /// The most messages that a consumer is assumed to have in hand at a time.
 const IN_HAND: u64 = 1000;
 
+/// The most messages that are followed for one consumer.
+const FOLLOWED: usize = 16;
+
 /// What stands for a message that is not needed any more.
 static NOTHING: LazyLock<Message> = LazyLock::new(|| Message::new(&Draft::new("-", b"")));
 
@@ -87,6 +90,9 @@ pub(crate) struct Queue {
     released: BTreeSet<u64>,
     /// Messages that were in hand when they had to make room.
     pushed_out: BTreeSet<Position>,
+    /// Ordinals of which somebody wants to know whether limits drop them, and those that were dropped since it was asked.
+    followed: Vec<u64>,
+    given_up: Vec<u64>,
     /// The number of cursor movements that are not on disk.
     unsaved: u64,
     /// Whether no configuration asks for this consumer, so that it gives way first.
@@ -127,6 +133,8 @@ impl Queue {
             received: PacketIds::default(),
             released: BTreeSet::new(),
             pushed_out: BTreeSet::new(),
+            followed: Vec::new(),
+            given_up: Vec::new(),
             unsaved: 0,
             is_orphan: false,
             is_attached: false,
@@ -322,7 +330,10 @@ impl Queue {
         }
         match settled {
             Some(outcome) => self.cursor.count(outcome),
-            None => self.cursor.dropped += 1,
+            None => {
+                self.cursor.dropped += 1;
+                self.given_up.extend(self.followed.extract_if(.., |followed| *followed == ordinal));
+            }
         }
         self.advance(ordinal);
     }
@@ -334,6 +345,19 @@ impl Queue {
             self.drop_oldest();
         }
         self.cursor.dropped - dropped
+    }
+
+    /// Wants to know whether limits drop the message with this ordinal. Of more than [`FOLLOWED`], the first is forgotten.
+    pub(crate) fn follow_loss(&mut self, ordinal: u64) {
+        if self.followed.len() >= FOLLOWED {
+            self.followed.remove(0);
+        }
+        self.followed.push(ordinal);
+    }
+
+    /// Those that are followed and that limits have dropped since the last call.
+    pub(crate) fn take_given_up(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.given_up)
     }
 
     fn advance(&mut self, base: u64) {
