@@ -292,7 +292,7 @@ fn a_denied_topic_at_qos_0_does_not_end_connections_for_ever() {
         let limits = Limits { messages: 100_000, bytes: 64 << 20, when_full: WhenFull::DropOldest };
         cloud.bench.journal.register("upstream/home", limits);
         cloud.run(24 * HOUR, |_, payload| is_good(payload));
-        // without this there are 6,000 connections
+        // without this there are thousands of connections
         assert!(cloud.connections < 70, "{filters:?}: {}", cloud.connections);
         assert!((5_990..=6_000).contains(&cloud.acked.len()), "{filters:?}: {}", cloud.acked.len());
         assert!(cloud.dropped() <= 10 && cloud.kept() > 5_950, "{filters:?}: {} {}", cloud.dropped(), cloud.kept());
