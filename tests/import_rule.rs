@@ -29,7 +29,8 @@ const CONFIG: [&str; 5] = ["time", "message", "secret", "tls", "settings"];
 /// The command line uses the rooms whose data a command shows. It uses only the settings of doors, except that `explain` and
 /// `doctor` ask about upstreams, pins and the topics of announced devices.
 const CLI: [&str; 8] = ["access", "app", "config", "import", "journal", "message", "mqtt", "secret"];
-const CLI_PARTS: [&str; 5] = ["upstream::rule", "upstream::tls", "sensors::holder", "home_assistant::device", "time"];
+const CLI_PARTS: [&str; 6] =
+    ["upstream::reach", "upstream::rule", "upstream::tls", "sensors::holder", "home_assistant::device", "time"];
 
 fn may_import(room: &str, import: &str) -> bool {
     let parts: Vec<&str> = import.split("::").collect();

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::journal::{Journal, Position};
+use crate::journal::{ConsumerId, Journal, Position};
 use crate::message::via::Properties;
 use crate::message::{MessageRef, TRACE_PROPERTY};
 use crate::time::SharedClock;
@@ -27,6 +27,9 @@ pub(crate) const STEPS: usize = 64;
 pub(crate) const LIFE_MS: u64 = 600_000;
 /// The most bytes of a topic that are shown.
 const TOPIC: usize = 256;
+
+/// How a message has ended that was dropped where it was held.
+const GAVE_WAY: &str = "dropped: it was held, and has given way because a limit was reached";
 
 /// One event of a traced message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +86,8 @@ pub(crate) struct Trace {
     pub(crate) position: Option<Position>,
     /// The upstreams for which the journal has the message in another place, and these places.
     pub(crate) moved: Vec<(String, Position)>,
+    /// The upstreams for which the journal has the message where it is the first to give way, with consumer and ordinal.
+    pub(crate) followed: Vec<(String, ConsumerId, u64)>,
     /// The events so far, oldest first.
     pub(crate) steps: Vec<Step>,
 }
@@ -199,13 +204,47 @@ impl Traces {
         let mut all = self.all.lock();
         let Some(trace) = all.iter_mut().find(|trace| trace.place(upstream) == Some(from)) else { return };
         trace.moved.retain(|(name, _)| name != upstream);
+        trace.followed.retain(|(name, ..)| name != upstream);
         trace.moved.push((upstream.to_owned(), to));
         if let Some(why) = why {
             trace.step(now, TraceEvent::Held(why), Some(upstream));
         }
     }
 
-    /// Records when traced messages are on disk, until `cancel`. Sleeps while there is no trace.
+    /// Follows the message that the journal has at this position for an upstream, as a message of this consumer and with this
+    /// ordinal, in case it is dropped there.
+    pub(crate) fn follow(&self, position: Position, upstream: &str, journal: &Journal, at: (ConsumerId, u64)) {
+        let mut all = self.all.lock();
+        let Some(trace) = all.iter_mut().find(|trace| trace.place(upstream) == Some(position)) else { return };
+        trace.followed.push((upstream.to_owned(), at.0, at.1));
+        journal.follow(at.0, at.1);
+        drop(all);
+        self.news.notify_one();
+    }
+
+    /// Records which of the messages that are followed were dropped.
+    fn dropped(&self, journal: &Journal, now: u64) {
+        let mut all = self.all.lock();
+        let mut consumers: Vec<_> = all.iter().flat_map(|trace| &trace.followed).map(|(_, id, _)| *id).collect();
+        consumers.sort_unstable_by_key(|id| id.0);
+        consumers.dedup();
+        for id in consumers {
+            for ordinal in journal.take_given_up(id) {
+                let is_it = |(_, of, followed): &mut (String, ConsumerId, u64)| (*of, *followed) == (id, ordinal);
+                for trace in all.iter_mut() {
+                    let Some((upstream, ..)) = trace.followed.extract_if(.., is_it).next() else { continue };
+                    trace.step(now, TraceEvent::Settled(GAVE_WAY), Some(&upstream));
+                    trace.waits_for = trace.waits_for.saturating_sub(1);
+                }
+            }
+        }
+    }
+
+    fn is_following(&self) -> bool {
+        self.all.lock().iter().any(|trace| !trace.followed.is_empty())
+    }
+
+    /// Records when traced messages are on disk, and whether they give way where they are held, until `cancel`. Sleeps while there is no trace.
     pub(super) async fn watch(&self, journal: &Journal, clock: &SharedClock, cancel: CancellationToken) {
         let mut synced = journal.synced();
         loop {
@@ -213,6 +252,11 @@ impl Traces {
             let wait = async {
                 match self.first_unsynced() {
                     Some(first) => synced.wait_for(|synced| *synced >= first).await.is_ok(),
+                    // messages give way to new ones, which are on disk soon after
+                    None if self.is_following() => tokio::select! {
+                        () = news => true,
+                        changed = synced.changed() => changed.is_ok(),
+                    },
                     None => {
                         news.await;
                         true
@@ -225,6 +269,7 @@ impl Traces {
             }
             let safe = *synced.borrow_and_update();
             self.synced(safe, clock.boot_ms());
+            self.dropped(journal, clock.boot_ms());
         }
     }
 
@@ -255,7 +300,9 @@ fn id_of(properties: &[u8]) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::journal::{Limits, Outcome, WhenFull};
     use crate::message::{Draft, Message, Origin, Qos};
+    use crate::time::TestClock;
 
     fn message(id: &str) -> Message {
         let mut properties = vec![38];
@@ -319,6 +366,53 @@ mod tests {
             (7, "acknowledged"),
         ];
         assert_eq!((steps, trace.waits_for), (expected.to_vec(), 0));
+    }
+
+    #[tokio::test]
+    async fn what_gives_way_where_it_is_held_is_told_in_its_trace_and_nothing_else() {
+        let (traces, journal) = (Traces::default(), Journal::default());
+        let clock: SharedClock = TestClock::new(1000, 1_000_000);
+        let limits = Limits { messages: 2, bytes: 1 << 20, when_full: WhenFull::DropOldest };
+        let held = journal.register("upstream/home/denied", limits);
+        let mut ids = Vec::new();
+        for _ in 0..2 {
+            let id = traces.begin(0).unwrap();
+            let message = message(&id);
+            let position = journal.append(&message, &[held]).unwrap();
+            traces.accepted(message.view(), Ok(Some(position)), 1, 1);
+            traces.follow(position, "home", &journal, (held, journal.newest(held)));
+            ids.push(id);
+        }
+        let mut reader = journal.reader(held);
+        // the second one leaves before anything gives way
+        let second = loop {
+            match reader.try_next() {
+                Some(delivery) if delivery.ordinal == journal.newest(held) => break delivery,
+                Some(_) => {}
+                None => reader.ready().await,
+            }
+        };
+        reader.settle_as(second.position, Outcome::Moved);
+        traces.moved((second.position, Position(1000)), Some("back"), "home", 2);
+        let watch = traces.watch(&journal, &clock, CancellationToken::new());
+        let fill = async {
+            for _ in 0..4 {
+                journal.append(&message("0"), &[held]).unwrap();
+            }
+            while traces.get(&ids[0], 2).unwrap().waits_for > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = watch => panic!("it ended"),
+            () = fill => {}
+        }
+        let shown = |at: usize| {
+            let trace = traces.get(&ids[at], 2).unwrap();
+            (trace.steps.iter().map(|step| step.what.name()).collect::<Vec<_>>(), trace.waits_for)
+        };
+        assert_eq!(shown(0), (vec!["accepted", "synced", GAVE_WAY], 0));
+        assert_eq!(shown(1), (vec!["accepted", "synced", "back"], 1));
     }
 
     #[test]

@@ -10,10 +10,25 @@ use tracing::error;
 use super::consumers::Queue;
 use super::pace::LogPace;
 use super::parts::PARTS;
+use super::{ConsumerId, Journal};
 use crate::access::owner::ConsumerOwner;
 
 /// The most lines of a part in a minute.
 const LINES: u32 = 10;
+
+impl Journal {
+    /// Wants to know from [`Journal::take_given_up`] whether limits drop this message of a consumer. At most 16 are known.
+    pub(crate) fn follow(&self, id: ConsumerId, ordinal: u64) {
+        if let Some(queue) = self.shared.state.lock().queues.get_mut(id) {
+            queue.follow_loss(ordinal);
+        }
+    }
+
+    /// The ordinals of those that are followed and that limits have dropped since the last call.
+    pub(crate) fn take_given_up(&self, id: ConsumerId) -> Vec<u64> {
+        self.shared.state.lock().queues.get_mut(id).map(Queue::take_given_up).unwrap_or_default()
+    }
+}
 
 /// The losses of all consumers since the start.
 #[derive(Debug, Default)]

@@ -118,6 +118,20 @@ impl Reader {
         }
     }
 
+    /// Does not keep a message that was handed out in memory any longer. It stays unsettled, and comes again after a rewind.
+    /// All before it must be settled or let go.
+    pub(crate) fn let_go(&mut self, delivery: &Delivery) {
+        let mut state = lock(&self.journal, self.id, &mut self.settled);
+        if let Some(queue) = state.queues.get_mut(self.id) {
+            queue.let_go(delivery);
+        }
+    }
+
+    /// The number of messages that a restart would hand out again although they are settled, because earlier ones are not.
+    pub(crate) fn passed(&self) -> usize {
+        self.journal.shared.state.lock().queues.get(self.id).map_or(0, Queue::passed)
+    }
+
     /// Starts again from the oldest unsettled message.
     pub(crate) fn rewind(&mut self) {
         self.with_queue(Queue::rewind);

@@ -4,7 +4,7 @@ use super::retained::{PAGE, is_same};
 use crate::exchange::filters::names_first_level;
 use crate::exchange::ingress::{Ingress, IngressError, Receipt};
 use crate::exchange::trace::TraceEvent;
-use crate::journal::{ConsumerId, Position};
+use crate::journal::{ConsumerId, Journal, Position};
 use crate::message::{Draft, Message, Origin, TopicFilter, via};
 
 /// The entrance to the gateway, which a test can replace.
@@ -60,6 +60,15 @@ impl InboxDoor {
             InboxDoor::Ingress(ingress) if self.is_tracing() => {
                 ingress.traces().moved(places, why, upstream, ingress.clock().boot_ms());
             }
+            _ => {}
+        }
+    }
+
+    /// Follows a traced message that the journal has at this place, as a message of this consumer and with this ordinal, in case
+    /// it gives way there.
+    pub(super) fn trace_hold(&self, place: Position, upstream: &str, journal: &Journal, at: (ConsumerId, u64)) {
+        match self {
+            InboxDoor::Ingress(ingress) if self.is_tracing() => ingress.traces().follow(place, upstream, journal, at),
             _ => {}
         }
     }

@@ -33,6 +33,7 @@ mod own_acks;
 mod password;
 mod place;
 pub mod properties;
+pub(crate) mod reach;
 pub(crate) mod retained;
 pub(crate) mod rule;
 pub(crate) mod session;

@@ -40,6 +40,23 @@ fn publish_until(gateway: &Gateway, played: &Played, good: usize) -> (usize, usi
     (3 * rounds, rounds)
 }
 
+/// At QoS 0 nothing is answered, so only the ends of connections tell.
+#[test]
+fn a_denied_topic_at_qos_0_ends_few_connections() {
+    let played = policy(&Arc::default());
+    let (gateway, port) = start(&format!("{}qos = 0\n", upstream(played.port, "protocol = 4")));
+    let (.., good) = publish_until(&gateway, &played, 100);
+    gateway.wait_for_line("closes the connection at messages on this topic");
+    let connections = played.log().connections.len();
+    assert!(connections <= 12, "{connections}");
+    // at QoS 0 what is on its way when a connection ends may be lost
+    let texts = played.texts();
+    let lost = (0..good - 5).filter(|number| !texts.contains(&format!("good {number}"))).count();
+    assert!(lost <= 5, "{lost} of {good}: {texts:?}");
+    let shown = || http::get(port, "/api/v1/upstreams").json()[0].clone();
+    wait_until("it is counted", || shown()["denied_topics"] == 1 && shown()["ledger"]["pending"].as_u64() > Some(100));
+}
+
 #[test]
 fn a_denied_topic_holds_up_no_other_one_and_arrives_when_it_is_allowed() {
     let allowed = Arc::new(AtomicBool::new(false));

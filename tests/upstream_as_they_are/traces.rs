@@ -71,6 +71,38 @@ fn a_message_on_a_denied_topic_is_followed_to_where_it_is_held_and_on() {
 }
 
 #[test]
+fn a_message_that_gives_way_where_it_is_held_says_so() {
+    let played = Played::new(move |heard| match heard.publish() {
+        Some(publish) if publish.topic == "loft/secret" => Say::Close,
+        _ => Say::Usual,
+    });
+    let (gateway, port) = start(&format!("[journal]\nmax_size = \"2 MiB\"\n{}", upstream(played.port, "protocol = 4")));
+    let mut number = 0;
+    wait_until("the topic is known", || {
+        publish(&gateway, "secret", &["x"], false);
+        publish(&gateway, &format!("other{}", number % 3), &["y"], false);
+        number += 1;
+        gateway.log().iter().any(|line| line.contains("closes the connection at messages on this topic"))
+    });
+    let id = http::request(port, "POST", "/api/v1/traces", &[], b"").json()["id"].as_str().unwrap().to_owned();
+    let trace = || http::get(port, &format!("/api/v1/traces/{id}")).json();
+    let mut client = Connect::v5("publisher").open(gateway.port);
+    client.publish_with("loft/secret", "followed", 1, false, &Properties::new().user("pigateway-trace", &id));
+    wait_until("it is held", || steps(&trace()).iter().any(|step| step.starts_with("held: ")));
+    let large = "x".repeat(20_000);
+    wait_until("it gives way", || {
+        publish(&gateway, "secret", &[&*large; 10], false);
+        trace()["waits_for_upstreams"] == 0
+    });
+    let steps = steps(&trace());
+    assert_eq!(
+        steps.last().unwrap(),
+        "dropped: it was held, and has given way because a limit was reached",
+        "{steps:?}"
+    );
+}
+
+#[test]
 fn publish_with_trace_prints_the_steps_and_strangers_get_none() {
     let played = Played::new(|_| Say::Usual);
     let mut process = Process::start(broker::gateway().args(["user", "esp"]));

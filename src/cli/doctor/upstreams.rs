@@ -11,7 +11,8 @@ use rustls::{ClientConnection, ProtocolVersion};
 
 use super::DoctorFinding;
 use crate::config::Settings;
-use crate::upstream::settings::{Proxy, UpstreamAddress, UpstreamSettings};
+use crate::upstream::reach::reach;
+use crate::upstream::settings::{UpstreamAddress, UpstreamSettings};
 use crate::upstream::tls::{client_config, in_words};
 
 /// The longest wait for each step.
@@ -31,8 +32,8 @@ pub(super) fn all(settings: &Settings) -> Vec<DoctorFinding> {
 
 fn address(upstream: &UpstreamSettings, at: &UpstreamAddress) -> DoctorFinding {
     let name = &upstream.name;
-    if let Some(proxy) = &upstream.proxy {
-        return behind(name, at, proxy);
+    if upstream.proxy.is_some() || at.scheme.is_web_socket() {
+        return as_a_gateway(upstream, at);
     }
     let addresses = match resolve(&at.host, at.port) {
         Ok(addresses) => addresses,
@@ -60,18 +61,19 @@ fn address(upstream: &UpstreamSettings, at: &UpstreamAddress) -> DoctorFinding {
     }
 }
 
-/// The finding about an upstream behind a proxy, of which only the proxy can be checked.
-fn behind(name: &str, at: &UpstreamAddress, proxy: &Proxy) -> DoctorFinding {
-    let reached = resolve(&proxy.host, proxy.port).and_then(|addresses| {
-        let attempt = |address: &SocketAddr| TcpStream::connect_timeout(address, PATIENCE).ok();
-        addresses.iter().find_map(attempt).ok_or_else(|| "it does not answer".to_owned())
-    });
-    match reached {
-        Ok(_) => DoctorFinding::good(format!(
-            "upstream {name}: {at} is behind {proxy}, which can be reached; the rest is not looked at"
-        )),
-        Err(error) => {
-            DoctorFinding::problem(format!("upstream {name}: proxy {proxy}: {error}"), "see proxy of this upstream")
+/// The finding about an upstream that is connected to as a gateway does, up to where MQTT begins: behind a proxy or by
+/// WebSocket.
+fn as_a_gateway(upstream: &UpstreamSettings, at: &UpstreamAddress) -> DoctorFinding {
+    let name = &upstream.name;
+    let (by, keys) = match (&upstream.proxy, at.scheme.is_web_socket()) {
+        (Some(proxy), _) => (format!(" through proxy {proxy}"), "proxy, addresses and tls"),
+        (None, true) => (" by WebSocket".to_owned(), "addresses and tls"),
+        (None, false) => (String::new(), "addresses and tls"),
+    };
+    match reach(upstream, at) {
+        Ok(()) => DoctorFinding::good(format!("upstream {name}: {at} answers{by}")),
+        Err(why) => {
+            DoctorFinding::problem(format!("upstream {name}: {at}: {why}"), format!("see {keys} of this upstream"))
         }
     }
 }
@@ -142,13 +144,14 @@ fn tls(upstream: &UpstreamSettings, at: &UpstreamAddress, mut stream: TcpStream)
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
     use std::net::TcpListener;
     use std::path::Path;
 
     use super::super::FindingLevel;
     use super::*;
     use crate::tls::TlsFiles;
-    use crate::upstream::settings::UpstreamTls;
+    use crate::upstream::settings::{Proxy, UpstreamTls};
 
     /// Writes an authority, and a certificate of it, to files of these names.
     fn certificates(dir: &Path, authority: &str, name: &str) {
@@ -163,6 +166,57 @@ mod tests {
         let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
         std::fs::write(dir.join(format!("{name}.crt")), params.signed_by(&key, &issuer).unwrap().pem()).unwrap();
         std::fs::write(dir.join(format!("{name}.key")), key.serialize_pem()).unwrap();
+    }
+
+    /// The finding about an upstream at this address whose proxy, of this scheme, answers each read with the next of these and
+    /// closes the connection after the last one.
+    fn through(scheme: &str, address: &str, answers: Vec<&'static [u8]>) -> DoctorFinding {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let proxy = format!("{scheme}://{}", listener.local_addr().unwrap());
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            for answer in answers {
+                stream.read_exact(&mut [0; 1]).unwrap();
+                stream.set_nonblocking(true).unwrap();
+                thread::sleep(Duration::from_millis(20));
+                let _ = stream.read(&mut [0; 4096]);
+                stream.set_nonblocking(false).unwrap();
+                stream.write_all(answer).unwrap();
+            }
+        });
+        let at = UpstreamAddress::parse(address).unwrap();
+        let mut upstream = UpstreamSettings::new("u", vec![at.clone()], "c");
+        upstream.proxy = Some(Proxy::parse(&proxy).unwrap());
+        super::address(&upstream, &at)
+    }
+
+    #[test]
+    fn what_a_proxy_refuses_is_said_in_the_words_of_the_log() {
+        let refusal: &[u8] = &[5, 5, 0, 1, 0, 0, 0, 0, 0, 0];
+        for (scheme, answers, expected) in [
+            (
+                "http",
+                vec![&b"HTTP/1.1 407 x\r\nProxy-Authenticate: Basic realm=\"x\"\r\n\r\n"[..]],
+                "it wants a user name and password (407): proxy = \"http://USER:PASSWORD@HOST:PORT\"",
+            ),
+            ("http", vec![b"HTTP/1.1 502 Bad Gateway\r\n\r\n"], "it does not connect to hub:1883: HTTP status 502"),
+            ("http", vec![b""], "it closed the connection; is it an HTTP proxy?"),
+            (
+                "http",
+                vec![b"HTTP/1.1 200 OK\r\n\r\n"],
+                "mqtt://hub:1883: it closed the connection; if this port is for TLS",
+            ),
+            (
+                "socks5",
+                vec![&[5, 0xff]],
+                "it wants a user name and password: proxy = \"socks5://USER:PASSWORD@HOST:PORT\"",
+            ),
+            ("socks5", vec![&[5, 0], refusal], "it does not connect to hub:1883: connection refused"),
+        ] {
+            let found = through(scheme, "mqtt://hub:1883", answers);
+            let is_said = found.level == FindingLevel::Problem && found.what.contains(expected);
+            assert!(is_said && found.remedy.contains("see proxy"), "{expected}: {found}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod faults;
 mod later;
+mod let_go;
 mod locks;
 mod merging;
 mod parts;
@@ -49,6 +50,11 @@ pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
 
 pub(crate) fn wait_synced(journal: &Journal, position: Position) {
     wait_for("sync", || *journal.synced().borrow() >= position);
+}
+
+/// The bytes of a consumer's messages that are in memory, in hand or not.
+pub(crate) fn bytes_in_memory(journal: &Journal, id: ConsumerId) -> usize {
+    journal.shared.state.lock().queues.get(id).map_or(0, Queue::bytes_in_memory)
 }
 
 /// Reads `count` messages, and waits until they can be read.

@@ -31,7 +31,7 @@ use tokio_rustls::TlsConnector;
 pub(super) use self::connection::MESSAGE_IDS;
 use self::connection::UpstreamConnection;
 use self::dial::PeerOrder;
-pub(super) use self::look::answers;
+pub(super) use self::look::{answers, reaches};
 use self::peers::{BrokenPeers, FailedPeers};
 use self::stream::{Bare, UpstreamStream};
 use super::mark::SessionMark;

@@ -30,8 +30,10 @@ const SETTLES_MS: u64 = 1_000;
 const CROSSES_MS: u64 = 300_000;
 /// How long the answer to a SUBSCRIBE is waited for, in milliseconds.
 const ANSWER_MS: u64 = 30_000;
-/// The most topics that are read together.
+/// How many topics are read together at first, and at most. Each reading takes seconds, however many topics it has, so it is
+/// twice as many each time as long as the upstream takes all of them.
 const AT_ONCE: usize = 64;
+const MOST_AT_ONCE: usize = 512;
 /// The most doubtful topics, and the most bytes of one. Beyond that all mirrored topics are read, because an upstream that
 /// makes topics doubtful may not fill the memory with them.
 const MOST_DOUBTFUL: usize = 4_096;
@@ -137,6 +139,8 @@ pub(crate) struct Mirror {
     whole: WholeReading,
     last_id: u32,
     hasher: RandomState,
+    /// How often the number of topics that are read together has doubled; `None` if the upstream has not taken so many.
+    doublings: Option<u32>,
     /// Whether all mirrored topics must be read.
     wants_all: bool,
     /// When the last connection ended.
@@ -150,7 +154,7 @@ pub(crate) struct Mirror {
 impl Mirror {
     /// Begins with a random subscription identifier, so that messages of earlier readings are not taken for present ones.
     pub(crate) fn new(random: u32) -> Mirror {
-        Mirror { last_id: random % LARGEST_ID, ..Mirror::default() }
+        Mirror { last_id: random % LARGEST_ID, doublings: Some(0), ..Mirror::default() }
     }
 
     /// Handles a new connection. A session that was kept may still bring what has crossed messages of the last connection.
@@ -173,6 +177,9 @@ impl Mirror {
         (self.whole, self.ended_at) = (WholeReading::NotBegun, now);
         let Some(reading) = self.reading.take() else { return false };
         if let ReadTopics::Some(topics) = reading.topics {
+            if by_upstream && reading.quiet_since.is_none() {
+                self.has_read(topics.len(), false);
+            }
             topics.into_iter().for_each(|topic| self.doubt(&topic, now));
         }
         let may_be_it = by_upstream && reading.quiet_since.is_none();
@@ -264,10 +271,25 @@ impl Mirror {
             return None;
         }
         let due = self.doubtful.iter().filter(|(_, at)| **at <= now).map(|(topic, _)| topic.clone());
-        let topics: BTreeSet<String> = due.take(AT_ONCE).collect();
+        let topics: BTreeSet<String> = due.take(self.at_once()).collect();
         self.doubtful.retain(|topic, _| !topics.contains(topic));
         let all: Vec<_> = topics.iter().cloned().collect();
         (!all.is_empty()).then(|| (all, self.start(ReadTopics::Some(topics), now)))
+    }
+
+    /// How many topics are read together.
+    fn at_once(&self) -> usize {
+        (AT_ONCE << self.doublings.unwrap_or(0)).min(MOST_AT_ONCE)
+    }
+
+    /// Records whether the upstream has taken a reading of so many topics.
+    fn has_read(&mut self, topics: usize, is_taken: bool) {
+        let is_full = topics >= self.at_once() && topics < MOST_AT_ONCE;
+        match &mut self.doublings {
+            doublings if !is_taken && topics > AT_ONCE => *doublings = None,
+            Some(doublings) if is_taken && is_full => *doublings += 1,
+            _ => {}
+        }
     }
 
     /// Begins to read all mirrored topics, unless that was done on this connection for the pass that is due. Returns the
@@ -318,6 +340,7 @@ impl Mirror {
     /// Records that the upstream has answered every SUBSCRIBE of the reading, with these refusals.
     pub(crate) fn answered(&mut self, refused: &[String], now: u64) {
         let Some(reading) = &mut self.reading else { return };
+        let is_first = reading.quiet_since.replace(reading.quiet_since.unwrap_or(now)).is_none();
         for topic in refused {
             match &mut reading.topics {
                 ReadTopics::All => reading.is_partial = true,
@@ -325,7 +348,16 @@ impl Mirror {
                 ReadTopics::Some(_) => reading.found.extend([self.hasher.hash_one(topic.as_str())]),
             }
         }
-        reading.quiet_since.get_or_insert(now);
+        if let ReadTopics::Some(topics) = &reading.topics {
+            let count = topics.len();
+            if count > AT_ONCE {
+                // perhaps there were only too many
+                refused.iter().for_each(|topic| self.doubt(topic, now));
+            }
+            if is_first || !refused.is_empty() {
+                self.has_read(count, refused.is_empty());
+            }
+        }
         self.ends = 0;
     }
 
@@ -350,6 +382,7 @@ impl Mirror {
             }
             ReadTopics::Some(topics) => {
                 if reading.is_partial {
+                    self.has_read(topics.len(), false);
                     let again = topics.iter().map(|topic| (topic.clone(), now + ANSWER_MS));
                     self.doubtful.extend(again);
                 }

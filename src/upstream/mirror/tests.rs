@@ -350,6 +350,35 @@ fn doubtful_topics_take_little_memory() {
     assert!(mirror.wants_all() && mirror.doubtful.is_empty());
 }
 
+/// Reads all that is doubtful; the upstream takes so many topics together. Returns the numbers of topics.
+fn readings(mirror: &mut Mirror, most: usize) -> Vec<usize> {
+    let (mut now, mut sizes, mut read) = (SETTLES_MS, Vec::new(), BTreeSet::new());
+    while let Some((topics, _)) = mirror.begin(now) {
+        sizes.push(topics.len());
+        let refused = topics.get(most..).unwrap_or_default();
+        mirror.answered(refused, now);
+        read.extend(topics.iter().take(most).cloned());
+        now += QUIET_MS;
+        let ended = mirror.end(now).unwrap();
+        assert!(ended.missing.iter().all(|topic| !refused.contains(topic)), "it is not known what is there");
+    }
+    assert!(mirror.is_sure() && read.len() == 2_000, "{}", read.len());
+    sizes
+}
+
+#[test]
+fn many_doubtful_topics_are_read_ever_more_at_a_time() {
+    let doubtful = || {
+        let mut mirror = Mirror::new(0);
+        (0..2_000).for_each(|number| mirror.doubt_again(&format!("t/{number}"), 0));
+        mirror
+    };
+    assert_eq!(readings(&mut doubtful(), usize::MAX), [64, 128, 256, 512, 512, 512, 16]);
+    // an upstream that takes so many subscriptions and no more
+    let sizes = readings(&mut doubtful(), 100);
+    assert_eq!((&sizes[..3], sizes.iter().max()), (&[64, 128, 64][..], Some(&128)));
+}
+
 #[test]
 fn a_busy_topic_is_read_once_and_not_for_ever() {
     let mut mirror = Mirror::new(0);

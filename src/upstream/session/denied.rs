@@ -94,6 +94,11 @@ impl DeniedTopics {
         self.topics.iter().any(|it| it.topic == topic && !it.is_put_off)
     }
 
+    /// Whether an acknowledgement of another topic would tell that a topic that is put off is the reason.
+    pub(super) fn wants_others(&self) -> bool {
+        self.topics.iter().any(|it| it.is_put_off && !it.others)
+    }
+
     /// Whether the last connection ended because of a topic.
     pub(super) fn blames(&self) -> bool {
         self.has_ended

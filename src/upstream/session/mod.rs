@@ -56,6 +56,7 @@ mod sent;
 mod settling;
 mod suspect;
 mod suspicion;
+mod unconfirmed;
 mod under_way;
 
 use std::collections::VecDeque;
@@ -81,6 +82,7 @@ use self::rate::Throttle;
 use self::refusals::RememberedRefusal;
 use self::sent::{SentFrom, SentMessage};
 use self::suspicion::Suspicion;
+use self::unconfirmed::Unconfirmed;
 use self::under_way::UnderWay;
 #[cfg(test)]
 pub(crate) use self::under_way::{BACKLOG_BYTES, UNDER_WAY_BYTES};
@@ -137,6 +139,7 @@ pub(crate) struct UpstreamSession {
     /// While a slow line still carries what the answers come after: until when they are waited for.
     line_until: u64,
     suspicion: Suspicion,
+    unconfirmed: Unconfirmed,
     coincidences: Coincidences,
     denied: DeniedTopics,
     opening: SessionOpening,
@@ -211,6 +214,7 @@ impl UpstreamSession {
             last_answer: 0,
             line_until: 0,
             suspicion: Suspicion::default(),
+            unconfirmed: Unconfirmed::default(),
             coincidences: Coincidences::default(),
             denied: DeniedTopics::default(),
             opening: SessionOpening::default(),
@@ -291,6 +295,7 @@ impl UpstreamSession {
         self.resume_exchanges(link.session_present, &mut actions);
         self.suspicion.connected(now);
         self.denied.connected();
+        self.unconfirmed.connected();
         self.not_accepted.connected();
         (self.got_through, self.has_recorded, self.is_out_of_order) = (false, false, false);
         (self.renews, self.lets_out) = (false, false);
@@ -321,6 +326,7 @@ impl UpstreamSession {
             Broken::Closed | Broken::Dismissed(..)
                 if !self.opening_ended(now) && !self.ended_at_release(now) && !self.is_coincidence() =>
             {
+                self.unconfirmed.ended(now);
                 self.suspect(now, &mut actions);
             }
             Broken::Ended(reason, _) if self.limit_exceeded(*reason, now) => {}

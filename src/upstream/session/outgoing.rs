@@ -67,6 +67,7 @@ impl UpstreamSession {
         match self.outgoing(message, is_current, now) {
             Ok(mut out) => {
                 out.retain &= !self.suspicion.leaves_out_flag(lane, position);
+                out.qos = self.answered_qos(out.qos, message.view().topic());
                 if self.suspicion.leaves_out_exact(lane, position) {
                     // its packet id is not freed, because the end of the connection would not tell which of both was the reason
                     out.qos = out.qos.min(Qos::AtLeastOnce);
@@ -79,6 +80,7 @@ impl UpstreamSession {
                 }
                 in_flight = in_flight.with(&out, now);
                 self.count_handed(&mut in_flight);
+                self.sends(&in_flight, out.qos, now);
                 self.opening.sends(out.qos);
                 self.suspicion.sent(now);
                 self.throttle.count(now);

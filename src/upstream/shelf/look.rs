@@ -1,32 +1,29 @@
 //! A look through a shelf: what fits goes to a lane, and the rest stays.
 //!
-//! The journal hands out messages in order, and those in hand are in memory. So at most [`HELD`] messages and [`HELD_BYTES`]
-//! that stay are held. If there are more, the shelf turns: the held messages are written once more, behind all others, and
-//! so are those that follow, so that at the end the order is the same as before. It turns as well if many messages that
-//! stay were passed by others that went, because a restart would hand these out again.
+//! What stays is only read, and not kept in memory. It is not written either, because it is where it should be: a look at which
+//! nothing goes, or only what is oldest, writes nothing else, however large the shelf is.
+//!
+//! The cursor of the shelf cannot move over what stays, so a restart would hand out again what has gone past it. If that is more
+//! than [`MOST_PASSED`], the shelf turns: it is read again from the beginning, and what stays is written once more, behind all
+//! others, so that at the end the order is the same as before.
 //!
 //! If a look ends while the shelf turns, those that are not turned yet would come before older ones. So it is recorded up to which
 //! message the shelf turns, and the next look first finishes that.
 //!
 //! The journal takes only so much at a time. If it has no room, the look stops and goes on from there when more is on disk.
 
-use std::collections::VecDeque;
-
 use crate::journal::{ConsumerId, Delivery, Journal, Outcome, Position, Reader};
 use crate::message::Message;
 
-/// The most messages that are held, and their bytes. A single message may be larger.
-pub(super) const HELD: usize = 1000;
-pub(super) const HELD_BYTES: usize = 4 << 20;
 /// The most messages that a restart hands out again because they went past those that stay.
-const MOST_PASSED: usize = 50;
+pub(super) const MOST_PASSED: usize = 50;
 
 /// A message that was moved, from one place in the journal to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::upstream) struct ShelfMove {
     pub(in crate::upstream) places: (Position, Position),
-    /// Whether it has left the shelf.
-    pub(in crate::upstream) is_back: bool,
+    /// Its ordinal on the shelf; `None` if it has left that.
+    pub(in crate::upstream) ordinal: Option<u64>,
 }
 
 /// A crash repeats at most so many of the messages that were moved: then the cursor of the shelf is written.
@@ -52,8 +49,8 @@ enum LookPhase {
     Rest(u64),
     /// It looks at messages up to this ordinal.
     Looks(u64),
-    /// It has looked at all, and puts those that are held behind the others.
-    Closes,
+    /// The same, and puts those that stay behind the others.
+    Turns(u64),
 }
 
 #[derive(Debug)]
@@ -68,37 +65,34 @@ pub(super) struct ShelfLook {
     seen: u64,
     /// The next message, if there was no room for it, and whether it goes.
     next: Option<(Delivery, bool)>,
-    /// Those that stay and are not behind the others yet.
-    held: VecDeque<Delivery>,
-    held_bytes: usize,
+    /// Whether a message stays where it is.
+    has_staying: bool,
     moved: usize,
     /// What was moved since this was last taken.
     moves: Vec<ShelfMove>,
     /// The number of moves since the cursor of the shelf was written.
     unsaved: usize,
-    /// The number of messages that have gone past held ones.
+    /// The number of messages that have gone past those that stay, in this look or an earlier one.
     passed: usize,
-    is_turning: bool,
     waits_for_room: bool,
 }
 
 impl ShelfLook {
     /// Begins a look. `turn` is what an earlier one has not finished.
     pub(super) fn new(journal: &Journal, id: ConsumerId, filters: Option<String>, turn: Option<u64>) -> ShelfLook {
+        let reader = journal.reader(id);
         ShelfLook {
-            reader: journal.reader(id),
+            passed: reader.passed(),
+            reader,
             id,
             filters,
             phase: turn.map_or_else(|| LookPhase::Looks(journal.newest(id)), LookPhase::Rest),
             seen: 0,
             next: None,
-            held: VecDeque::new(),
-            held_bytes: 0,
+            has_staying: false,
             moved: 0,
             moves: Vec::new(),
             unsaved: 0,
-            passed: 0,
-            is_turning: false,
             waits_for_room: false,
         }
     }
@@ -125,12 +119,6 @@ impl ShelfLook {
         self.waits_for_room
     }
 
-    /// The bytes of the messages that are held.
-    #[cfg(test)]
-    pub(super) fn held_bytes(&self) -> usize {
-        self.held.iter().map(|held| held.message.size()).sum()
-    }
-
     /// Does what comes next; messages that fit go to this consumer.
     pub(super) fn step(
         &mut self,
@@ -141,8 +129,7 @@ impl ShelfLook {
         self.waits_for_room = false;
         let step = match self.phase {
             LookPhase::Rest(last) => self.finish_turn(journal, last),
-            LookPhase::Looks(last) => self.look(journal, last, to, fits),
-            LookPhase::Closes => self.close(journal),
+            LookPhase::Looks(last) | LookPhase::Turns(last) => self.look(journal, last, to, fits),
         };
         let Some(step) = step else {
             self.waits_for_room = true;
@@ -188,6 +175,7 @@ impl ShelfLook {
             }
             Err(true) => {
                 self.phase = LookPhase::Looks(journal.newest(self.id));
+                self.passed = self.reader.passed();
                 Some(LookStep::Turns(None))
             }
             Err(false) => Some(LookStep::Waits),
@@ -202,6 +190,7 @@ impl ShelfLook {
         to: ConsumerId,
         fits: &mut impl FnMut(&Message) -> bool,
     ) -> Option<LookStep> {
+        let turns = matches!(self.phase, LookPhase::Turns(_));
         let (delivery, does_fit) = match self.next.take() {
             Some(next) => next,
             None => match self.next_up_to(last) {
@@ -209,63 +198,41 @@ impl ShelfLook {
                     let does_fit = fits(&delivery.message);
                     (delivery, does_fit)
                 }
-                Err(true) => {
-                    self.phase = LookPhase::Closes;
-                    return Some(LookStep::Next);
+                Err(true) if turns => {
+                    self.phase = LookPhase::Looks(self.seen);
+                    return Some(LookStep::Turns(None));
                 }
+                Err(true) => return Some(LookStep::Done),
                 Err(false) => return Some(LookStep::Waits),
             },
         };
-        let size = delivery.message.size();
-        let is_full = self.held.len() >= HELD || self.held_bytes + size > HELD_BYTES;
-        if !does_fit && is_full && !self.held.is_empty() {
-            self.next = Some((delivery, does_fit));
-            return self.turn(journal, last);
+        if !does_fit && !turns {
+            self.reader.let_go(&delivery);
+            self.has_staying = true;
+            return Some(LookStep::Next);
         }
-        if !does_fit {
-            self.held_bytes += size;
-            self.held.push_back(delivery);
-        } else if self.move_to(journal, &delivery, to) {
-            self.moved += 1;
-            self.passed += usize::from(!self.held.is_empty());
-        } else {
+        if !self.move_to(journal, &delivery, if does_fit { to } else { self.id }) {
             self.next = Some((delivery, does_fit));
             return None;
         }
-        Some(LookStep::Next)
+        self.moved += usize::from(does_fit);
+        self.passed += usize::from(does_fit && self.has_staying);
+        Some(if !turns && self.passed > MOST_PASSED { self.turn(last) } else { LookStep::Next })
     }
 
-    /// Puts the oldest held message behind the others, after it was recorded that the shelf turns. Returns `None` if there is
-    /// no room.
-    fn turn(&mut self, journal: &Journal, last: u64) -> Option<LookStep> {
-        if !std::mem::replace(&mut self.is_turning, true) {
-            return Some(LookStep::Turns(Some(last)));
-        }
-        let oldest = self.held.pop_front()?;
-        if !self.move_to(journal, &oldest, self.id) {
-            self.held.push_front(oldest);
-            return None;
-        }
-        self.held_bytes -= oldest.message.size();
-        Some(LookStep::Next)
-    }
-
-    /// Puts what is still held behind the others, if that is needed. Returns `None` if there is no room.
-    fn close(&mut self, journal: &Journal) -> Option<LookStep> {
-        if !self.held.is_empty() && (self.is_turning || self.passed > MOST_PASSED) {
-            return self.turn(journal, self.seen);
-        }
-        if std::mem::take(&mut self.is_turning) {
-            return Some(LookStep::Turns(None));
-        }
-        Some(LookStep::Done)
+    /// Begins again with the oldest message, and puts those that stay behind the others.
+    fn turn(&mut self, last: u64) -> LookStep {
+        self.reader.rewind();
+        (self.phase, self.seen) = (LookPhase::Turns(last), 0);
+        LookStep::Turns(Some(last))
     }
 
     /// Moves a message to the end of this consumer's. Returns whether the journal has taken it.
     fn move_to(&mut self, journal: &Journal, delivery: &Delivery, to: ConsumerId) -> bool {
         let Ok(there) = journal.append(&delivery.message, &[to]) else { return false };
         self.reader.settle_as(delivery.position, Outcome::Moved);
-        self.moves.push(ShelfMove { places: (delivery.position, there), is_back: to != self.id });
+        let ordinal = (to == self.id).then(|| journal.newest(to));
+        self.moves.push(ShelfMove { places: (delivery.position, there), ordinal });
         self.unsaved += 1;
         if self.unsaved >= MOST_REPEATED {
             self.save(journal);

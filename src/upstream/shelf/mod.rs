@@ -122,6 +122,11 @@ impl Shelf {
         self.journal.append(message, &[id])
     }
 
+    /// The consumer of the shelf, once there is one, and the ordinal of the message that was put there last.
+    pub(super) fn last(&self) -> Option<(ConsumerId, u64)> {
+        self.id.map(|id| (id, self.journal.newest(id)))
+    }
+
     /// What was moved since the last call.
     pub(super) fn take_moves(&mut self) -> Vec<ShelfMove> {
         let mut moves = std::mem::take(&mut self.moves);
@@ -182,12 +187,6 @@ impl Shelf {
     /// Whether the shelf is being looked through. New messages wait for that.
     pub(super) fn is_looking(&self) -> bool {
         self.look.is_some()
-    }
-
-    /// The bytes that a look holds.
-    #[cfg(test)]
-    fn held_bytes(&self) -> usize {
-        self.look.as_ref().map_or(0, ShelfLook::held_bytes)
     }
 
     /// Whether the last look has seen everything.

@@ -85,6 +85,7 @@ impl<C: UpstreamClient> Upstream<C> {
                 (Ok(place), _) => {
                     self.readers.settle(lane, position, Outcome::Moved);
                     self.door.trace_move((position, *place), Some(is_for.held()), &self.name);
+                    self.trace_hold(is_for, *place, None);
                 }
                 (Err(_), _) => {
                     let outcome = match is_for {
@@ -155,7 +156,7 @@ impl<C: UpstreamClient> Upstream<C> {
         let session = &mut self.session;
         let more = self.denied.take_back(|message| session.takes_back(message.view().topic()), to);
         let moves = self.denied.take_moves();
-        self.trace_moves(moves, "taken up again: its topic is tried");
+        self.trace_moves(ShelfFor::Denied, moves, "taken up again: its topic is tried");
         if self.denied.is_done() {
             self.wants_denied = false;
             self.session.took_back();
@@ -185,7 +186,7 @@ impl<C: UpstreamClient> Upstream<C> {
         let session = &self.session;
         let more = self.large.take_back(|message| session.takes_back_large(message), to);
         let moves = self.large.take_moves();
-        self.trace_moves(moves, "taken up again: it may be sent now");
+        self.trace_moves(ShelfFor::Large, moves, "taken up again: it may be sent now");
         if self.large.is_done() {
             self.session.took_back_large();
         }
@@ -204,17 +205,36 @@ impl<C: UpstreamClient> Upstream<C> {
         let session = &self.session;
         let more = self.shelf.take_back(|message| session.is_meant(message.view().topic()), to);
         let moves = self.shelf.take_moves();
-        self.trace_moves(moves, "taken up again: a rule matches it");
+        self.trace_moves(ShelfFor::NoRule, moves, "taken up again: a rule matches it");
         more
     }
 
     /// Follows traced messages to where they were moved.
-    fn trace_moves(&self, moves: Vec<ShelfMove>, why: &'static str) {
+    fn trace_moves(&self, shelf: ShelfFor, moves: Vec<ShelfMove>, why: &'static str) {
         if !self.door.is_tracing() {
             return;
         }
-        for ShelfMove { places, is_back } in moves {
-            self.door.trace_move(places, is_back.then_some(why), &self.name);
+        for ShelfMove { places, ordinal } in moves {
+            self.door.trace_move(places, ordinal.is_none().then_some(why), &self.name);
+            if ordinal.is_some() {
+                self.trace_hold(shelf, places.1, ordinal);
+            }
+        }
+    }
+
+    /// Follows a traced message that was put onto a shelf at this place, as the last one or with this ordinal, in case it
+    /// gives way there.
+    fn trace_hold(&self, shelf: ShelfFor, place: Position, ordinal: Option<u64>) {
+        if !self.door.is_tracing() {
+            return;
+        }
+        let shelf = match shelf {
+            ShelfFor::NoRule => &self.shelf,
+            ShelfFor::Denied => &self.denied,
+            ShelfFor::Large => &self.large,
+        };
+        if let Some((id, last)) = shelf.last() {
+            self.door.trace_hold(place, &self.name, &self.journal, (id, ordinal.unwrap_or(last)));
         }
     }
 }

@@ -26,6 +26,9 @@ use crate::mqtt::packet_ids::PacketIds;
 /// The most messages that a consumer is assumed to have in hand at a time.
 const IN_HAND: u64 = 1000;
 
+/// The most messages that are followed for one consumer.
+const FOLLOWED: usize = 16;
+
 /// What stands for a message that is not needed any more.
 static NOTHING: LazyLock<Message> = LazyLock::new(|| Message::new(&Draft::new("-", b"")));
 
@@ -35,6 +38,24 @@ struct HandedOut {
     /// Its message is not kept once it is settled.
     delivery: Delivery,
     settled: Option<Outcome>,
+}
+
+/// Messages that must be read from the log: those from this position on.
+#[derive(Clone, Copy, Debug)]
+struct Behind {
+    position: u64,
+    /// None of them has a lower ordinal.
+    ordinal: u64,
+}
+
+/// Messages that were handed out and are not kept in memory, although they are not settled.
+#[derive(Clone, Copy, Debug)]
+struct LetGo {
+    /// Where the first one is in the log.
+    position: u64,
+    /// The ordinals of the first and the last one. What is settled between them is in [`Queue::held`].
+    first: u64,
+    last: u64,
 }
 
 #[derive(Debug)]
@@ -52,11 +73,13 @@ pub(crate) struct Queue {
     cursor: Cursor,
     sizes: Sizes,
     held: VecDeque<HandedOut>,
+    /// Those that were handed out before, and are not kept.
+    let_go: Option<LetGo>,
     ready: VecDeque<Delivery>,
     /// The bytes of `ready`.
     ahead: Ahead,
-    /// Messages from this position on must be read from the log; `None` if the next one comes from memory.
-    behind: Option<u64>,
+    /// What must be read from the log; `None` if the next one comes from memory.
+    behind: Option<Behind>,
     /// Whether the reading thread must read, or is reading.
     filling: bool,
     /// Messages up to this ordinal may have been sent before the process began, if at most [`IN_HAND`] were in flight.
@@ -67,6 +90,9 @@ pub(crate) struct Queue {
     released: BTreeSet<u64>,
     /// Messages that were in hand when they had to make room.
     pushed_out: BTreeSet<Position>,
+    /// Ordinals of which somebody wants to know whether limits drop them, and those that were dropped since it was asked.
+    followed: Vec<u64>,
+    given_up: Vec<u64>,
     /// The number of cursor movements that are not on disk.
     unsaved: u64,
     /// Whether no configuration asks for this consumer, so that it gives way first.
@@ -98,6 +124,7 @@ impl Queue {
             cursor: Cursor { base, read: base, ..Cursor::default() },
             sizes: Sizes::default(),
             held: VecDeque::new(),
+            let_go: None,
             ready: VecDeque::new(),
             ahead,
             behind: None,
@@ -106,6 +133,8 @@ impl Queue {
             received: PacketIds::default(),
             released: BTreeSet::new(),
             pushed_out: BTreeSet::new(),
+            followed: Vec::new(),
+            given_up: Vec::new(),
             unsaved: 0,
             is_orphan: false,
             is_attached: false,
@@ -149,7 +178,7 @@ impl Queue {
         for (messages, bytes) in waiting {
             self.sizes.push(*messages, *bytes, None);
         }
-        self.behind = (self.waiting() > 0).then_some(0);
+        self.behind = (self.waiting() > 0).then_some(Behind { position: 0, ordinal: self.cursor.base + 1 });
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -301,7 +330,10 @@ impl Queue {
         }
         match settled {
             Some(outcome) => self.cursor.count(outcome),
-            None => self.cursor.dropped += 1,
+            None => {
+                self.cursor.dropped += 1;
+                self.given_up.extend(self.followed.extract_if(.., |followed| *followed == ordinal));
+            }
         }
         self.advance(ordinal);
     }
@@ -313,6 +345,19 @@ impl Queue {
             self.drop_oldest();
         }
         self.cursor.dropped - dropped
+    }
+
+    /// Wants to know whether limits drop the message with this ordinal. Of more than [`FOLLOWED`], the first is forgotten.
+    pub(crate) fn follow_loss(&mut self, ordinal: u64) {
+        if self.followed.len() >= FOLLOWED {
+            self.followed.remove(0);
+        }
+        self.followed.push(ordinal);
+    }
+
+    /// Those that are followed and that limits have dropped since the last call.
+    pub(crate) fn take_given_up(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.given_up)
     }
 
     fn advance(&mut self, base: u64) {
@@ -367,10 +412,14 @@ impl Queue {
     /// Moves the cursor over settled messages and over those that cannot be read any more.
     fn pass(&mut self) {
         loop {
-            // after a rewind, messages that were settled before may come after those that are ready again
-            let next_ready = self.ready.front().map_or(u64::MAX, |ready| ready.ordinal);
+            // after a rewind, messages that were settled before may come after those that are handed out again
+            let unsettled = [
+                self.ready.front().map(|ready| ready.ordinal),
+                self.waiting_let_go().map(|let_go| let_go.first),
+                self.behind.map(|behind| behind.ordinal),
+            ];
             let Some(held) = self.held.front().filter(|held| held.settled.is_some()) else { break };
-            if held.delivery.ordinal > next_ready {
+            if unsettled.into_iter().flatten().any(|unsettled| held.delivery.ordinal > unsettled) {
                 break;
             }
             if let Some(HandedOut { delivery, settled: Some(outcome) }) = self.held.pop_front() {
@@ -381,7 +430,8 @@ impl Queue {
                 }
             }
         }
-        if self.held.is_empty() && self.ready.is_empty() && self.behind.is_none() {
+        let is_read = self.ready.is_empty() && self.behind.is_none();
+        if is_read && self.held.is_empty() && self.waiting_let_go().is_none() {
             self.lose_before(self.committed + 1);
         }
     }

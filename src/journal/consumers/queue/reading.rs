@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 
 use super::super::news::News;
-use super::{HandedOut, Queue};
+use super::{Behind, HandedOut, LetGo, Queue};
 use crate::journal::{ConsumerId, Delivery, Position};
 use crate::message::Message;
 
@@ -29,7 +29,7 @@ impl Queue {
         }
         match message.filter(|_| room && self.takes(ordinal)) {
             Some(message) => self.push_ready(Position(position), ordinal, message.clone()),
-            None => self.behind = Some(position),
+            None => self.behind = Some(Behind { position, ordinal }),
         }
         self.tell();
     }
@@ -57,7 +57,7 @@ impl Queue {
     pub(crate) fn detach(&mut self) {
         self.is_attached = false;
         if let Some(first) = self.ready.front() {
-            self.behind = Some(first.position.0);
+            self.behind = Some(Behind { position: first.position.0, ordinal: first.ordinal });
             self.ready.clear();
             self.ahead.clear();
         }
@@ -103,18 +103,17 @@ impl Queue {
     /// The first position for the reading thread, if any.
     pub(crate) fn next_to_read(&mut self) -> Option<u64> {
         self.filling = false;
-        self.behind.filter(|_| self.wants_fill())
+        self.behind.filter(|_| self.wants_fill()).map(|behind| behind.position)
     }
 
     /// Adds what the reading thread has read, from position `from` up to `upto`. Returns whether it was still needed.
     pub(crate) fn filled(&mut self, from: u64, upto: u64, found: Vec<(u64, u64, Message)>) -> bool {
-        if self.behind != Some(from) {
-            return false;
-        }
+        let Some(behind) = self.behind.filter(|behind| behind.position == from) else { return false };
+        let last = found.last().map_or(0, |(_, ordinal, _)| *ordinal);
         for (position, ordinal, message) in found {
             self.push_ready(Position(position), ordinal, message);
         }
-        self.behind = Some(upto + 1);
+        self.behind = Some(Behind { position: upto + 1, ordinal: behind.ordinal.max(last + 1) });
         self.tell();
         true
     }
@@ -140,8 +139,45 @@ impl Queue {
 
     /// Whether a message waits that is not in hand, on disk or not.
     pub(crate) fn has_unread(&self) -> bool {
-        let ended = self.held.partition_point(|held| held.delivery.ordinal <= self.cursor.base);
-        self.waiting() > (self.held.len() - ended) as u64
+        // of what is counted, some may not be readable any more
+        if self.ready.is_empty() && self.behind.is_none() && self.committed() == self.newest() {
+            return false;
+        }
+        let let_go = self.waiting_let_go().map_or(self.cursor.base, |let_go| let_go.last);
+        let known = self.held.partition_point(|held| held.delivery.ordinal <= let_go);
+        self.waiting() > let_go - self.cursor.base + (self.held.len() - known) as u64
+    }
+
+    /// Stops keeping a message in hand, and all before it that were let go stay so. It is not settled, so a new reader
+    /// and a rewind read it again, from the log.
+    pub(crate) fn let_go(&mut self, delivery: &Delivery) {
+        let Ok(at) = self.held.binary_search_by_key(&delivery.ordinal, |held| held.delivery.ordinal) else { return };
+        let before = self.waiting_let_go().map(|let_go| let_go.last);
+        let is_next = |held: &HandedOut| held.settled.is_some() || before.is_some_and(|it| held.delivery.ordinal <= it);
+        if self.held[at].settled.is_some() || !self.held.range(..at).all(is_next) {
+            return;
+        }
+        self.held.remove(at);
+        let first = LetGo { position: delivery.position.0, first: delivery.ordinal, last: 0 };
+        self.let_go = Some(LetGo { last: delivery.ordinal, ..self.waiting_let_go().unwrap_or(first) });
+    }
+
+    /// What was let go, if limits have not dropped all of it meanwhile.
+    pub(super) fn waiting_let_go(&self) -> Option<LetGo> {
+        self.let_go.filter(|let_go| let_go.last > self.cursor.base)
+    }
+
+    /// The number of messages that are settled although earlier ones are not, so that the cursor has not moved over them.
+    pub(crate) fn passed(&self) -> usize {
+        let is_passed = |held: &&HandedOut| held.settled.is_some() && held.delivery.ordinal > self.cursor.base;
+        self.held.iter().filter(is_passed).count()
+    }
+
+    /// The bytes of messages in memory, in hand or not.
+    #[cfg(test)]
+    pub(crate) fn bytes_in_memory(&self) -> usize {
+        let held = self.held.iter().filter(|held| held.settled.is_none()).map(|held| &held.delivery);
+        held.chain(&self.ready).map(|delivery| delivery.message.size()).sum()
     }
 
     /// Takes back messages at the end of those in hand, as if they had not been handed out.
@@ -165,6 +201,14 @@ impl Queue {
     /// Makes all unsettled messages in hand be handed out again.
     pub(crate) fn rewind(&mut self) {
         self.pushed_out.clear();
+        if let Some(let_go) = self.waiting_let_go() {
+            // what comes later is read again with it
+            self.held.retain(|held| held.settled.is_some());
+            self.ready.clear();
+            self.ahead.clear();
+            self.behind = Some(Behind { position: let_go.position, ordinal: let_go.first });
+        }
+        self.let_go = None;
         let mut again = VecDeque::new();
         let mut kept = VecDeque::new();
         for held in self.held.drain(..) {

@@ -17,7 +17,7 @@ struct Cloud {
     connections: u32,
     is_connected: bool,
     id: u16,
-    /// What was acknowledged, and when.
+    /// What was acknowledged, or taken at QoS 0, and when.
     acked: Vec<(u64, String)>,
     most_in_flight: usize,
 }
@@ -77,10 +77,14 @@ impl Cloud {
         let payloads = self.bench.deliver(self.id + 1);
         for (message, payload) in sent.iter().zip(&payloads) {
             self.now += 10;
-            self.id += 1;
+            self.id += u16::from(message.qos != Qos::AtMostOnce);
             if !takes(self.now, payload) {
                 self.end(&Broken::Closed);
                 return true;
+            }
+            if message.qos == Qos::AtMostOnce {
+                self.acked.push((self.now, payload.clone()));
+                continue;
             }
             let actions = match message.packet_id {
                 Some(packet_id) => {
@@ -268,4 +272,52 @@ fn after_a_start_one_message_of_each_topic_is_tried() {
     after.run(200_000, |_, _| true);
     let secret = after.acked_of("secret");
     assert_eq!((secret.len(), &secret[..2], after.kept()), (59 + 30, &[1, 3][..], 0), "in order");
+}
+
+/// Rules at QoS 0 for these, and at QoS 1 for everything else.
+fn at_qos_0(filters: &[&str]) -> impl FnOnce(&mut UpstreamSettings) {
+    let zero: Vec<_> = filters.iter().map(|filter| rule(filter, "", "", OutQos::AtMostOnce)).collect();
+    move |settings| {
+        settings.out = zero;
+        settings.out.push(rule("#", "", "", OutQos::AtLeastOnce));
+    }
+}
+
+#[test]
+fn a_denied_topic_at_qos_0_does_not_end_connections_for_ever() {
+    // beside a topic at QoS 1, or only others at QoS 0
+    for filters in [&["secret"][..], &["secret", "good"], &["#"]] {
+        let topics = ["secret", "good", "secret", "better"];
+        let mut cloud = Cloud::new(1, in_turn(&topics, 12_000, 7_200), at_qos_0(filters));
+        let limits = Limits { messages: 100_000, bytes: 64 << 20, when_full: WhenFull::DropOldest };
+        cloud.bench.journal.register("upstream/home", limits);
+        cloud.run(24 * HOUR, |_, payload| is_good(payload));
+        // without this there are thousands of connections
+        assert!(cloud.connections < 70, "{filters:?}: {}", cloud.connections);
+        assert!((5_990..=6_000).contains(&cloud.acked.len()), "{filters:?}: {}", cloud.acked.len());
+        assert!(cloud.dropped() <= 10 && cloud.kept() > 5_950, "{filters:?}: {} {}", cloud.dropped(), cloud.kept());
+        assert_eq!(cloud.bench.session.denied_topics(), 1);
+    }
+}
+
+#[test]
+fn a_topic_at_qos_0_that_is_allowed_later_goes_at_qos_0_again() {
+    let mut cloud = Cloud::new(1, in_turn(&["secret", "good"], 900, 1_000), at_qos_0(&["#"]));
+    cloud.run(4 * HOUR, |now, payload| is_good(payload) || now > HOUR / 5);
+    let secret = cloud.acked_of("secret");
+    assert!(secret.is_sorted() && secret.len() >= 440, "{secret:?}");
+    assert_eq!((cloud.kept(), secret.last(), cloud.bench.session.denied_topics()), (0, Some(&898), 0));
+    let session = &cloud.bench.session;
+    assert_eq!(session.answered_qos(Qos::AtMostOnce, "secret"), Qos::AtMostOnce);
+}
+
+#[test]
+fn an_upstream_that_ends_connections_for_other_reasons_denies_no_topic_at_qos_0() {
+    for seed in 0..100 {
+        let mut dice = Dice(seed);
+        let mut cloud = Cloud::new(seed, in_turn(&["a", "b", "c"], 300, 200), at_qos_0(&["a", "b"]));
+        cloud.run(12 * HOUR, |_, _| !dice.roll().is_multiple_of(6));
+        assert_eq!((cloud.dropped(), cloud.kept()), (0, 0), "seed {seed}");
+        assert_eq!(cloud.acked_of("c").len(), 100, "seed {seed}");
+    }
 }
