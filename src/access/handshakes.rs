@@ -21,7 +21,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
 use super::guesses::network;
-use super::held::{Gate, HeldStream};
+use super::held::{HandshakeGate, HeldStream};
 use super::turns::{Turn, Turns};
 use crate::time::thread_time;
 
@@ -71,7 +71,7 @@ impl Handshakes {
         tls: &TlsAcceptor,
         (from, is_familiar): (IpAddr, bool),
     ) -> Result<TlsStream<HeldStream<S>>, (io::Error, Option<S>)> {
-        let gate = Gate::default();
+        let gate = HandshakeGate::default();
         gate.open();
         let stream = HeldStream::new(stream, gate.clone());
         let mut hello = std::pin::pin!(LazyConfigAcceptor::new(Acceptor::default(), stream));

@@ -24,9 +24,9 @@ const OPEN: u8 = 2;
 
 /// Decides whether a [`HeldStream`] passes on what arrives.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Gate(Arc<AtomicU8>);
+pub(super) struct HandshakeGate(Arc<AtomicU8>);
 
-impl Gate {
+impl HandshakeGate {
     /// Passes on everything from now on.
     pub(super) fn open(&self) {
         self.0.store(OPEN, Ordering::Relaxed);
@@ -51,14 +51,14 @@ impl Gate {
 #[derive(Debug)]
 pub(crate) struct HeldStream<S> {
     io: S,
-    gate: Option<Gate>,
+    gate: Option<HandshakeGate>,
     held: Vec<u8>,
     /// The bytes that have passed the closed gate.
     passed: usize,
 }
 
 impl<S> HeldStream<S> {
-    pub(super) fn new(io: S, gate: Gate) -> HeldStream<S> {
+    pub(super) fn new(io: S, gate: HandshakeGate) -> HeldStream<S> {
         HeldStream { io, gate: Some(gate), held: Vec::new(), passed: 0 }
     }
 
@@ -68,7 +68,7 @@ impl<S> HeldStream<S> {
 
     /// Gives what is held, if the gate is open.
     fn give(&mut self, to: &mut ReadBuf<'_>) -> bool {
-        if self.held.is_empty() || !self.gate.as_ref().is_none_or(Gate::is_open) {
+        if self.held.is_empty() || !self.gate.as_ref().is_none_or(HandshakeGate::is_open) {
             return false;
         }
         let count = self.held.len().min(to.remaining());
@@ -151,7 +151,7 @@ mod tests {
 
     #[tokio::test]
     async fn little_passes_and_the_rest_waits_for_the_gate() {
-        let gate = Gate::default();
+        let gate = HandshakeGate::default();
         let (mut client, server) = duplex(1 << 16);
         let mut stream = HeldStream::new(server, gate.clone());
         let mut read = vec![0; 4096];
