@@ -19,7 +19,15 @@ const MOST: usize = 5;
 /// A chain has more intermediate certificates than are looked at.
 #[derive(Debug, thiserror::Error)]
 #[error("{0} intermediate certificates, more than the {MOST} that are looked at")]
-struct ChainTooLong(usize);
+pub(crate) struct ChainTooLong(usize);
+
+/// The reason for this failure, if it is the length of a chain.
+pub(crate) fn too_long(error: &Error) -> Option<&ChainTooLong> {
+    match error {
+        Error::InvalidCertificate(CertificateError::Other(other)) => other.0.downcast_ref(),
+        _ => None,
+    }
+}
 
 fn check(intermediates: &[CertificateDer<'_>]) -> Result<(), Error> {
     match intermediates.len() {
@@ -150,6 +158,7 @@ mod tests {
             let from_client = clients.verify_client_cert(&garbage, &chain, now).unwrap_err();
             let from_server = servers.verify_server_cert(&garbage, &chain, &name, &[], now).unwrap_err();
             for error in [from_client, from_server] {
+                assert_eq!(too_long(&error).is_some(), count > MOST);
                 assert!(format!("{error:?}").contains(words), "{error:?}");
             }
         }

@@ -170,6 +170,7 @@ fn version_hint(error: &str) -> &'static str {
 /// The likely reason for a failed handshake, to be appended to the error; empty if the error is clear.
 pub(crate) fn handshake_hint(error: &str) -> &'static str {
     let causes = [
+        ("ChainTooLong", ". The client shows more intermediate certificates than are looked at"),
         (
             "no certificates",
             ". The listener has client_ca: the client must show a certificate that this authority has signed",

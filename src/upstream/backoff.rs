@@ -6,6 +6,11 @@ use super::settings::Retry;
 
 /// A connection that lasted for this long was good: the pause after it is the shortest one.
 const LASTED: Duration = Duration::from_secs(30);
+/// A connection on which messages were acknowledged for this long has worked: a line that breaks again and again is no reason
+/// to be away for longer than the connections hold.
+const WORKED: Duration = Duration::from_secs(5);
+/// The number of failures that count after such a connection at most, so that the pause is four times the shortest one.
+const WORKED_FAILURES: u32 = 2;
 /// The number of short connections in a row that are logged one by one.
 const TOLD: u32 = 8;
 /// The pauses after an upstream has asked to be left alone for a while: at least one minute at first, and then longer.
@@ -48,6 +53,14 @@ impl Backoff {
     pub(crate) fn connected_for(&mut self, time: Duration) {
         if time >= LASTED {
             self.failures = 0;
+        }
+    }
+
+    /// Records that messages were acknowledged on a connection that lasted for this long, and that none of them is suspected to
+    /// have ended it.
+    pub(crate) fn worked_for(&mut self, time: Duration) {
+        if time >= WORKED {
+            self.failures = self.failures.min(WORKED_FAILURES);
         }
     }
 
@@ -108,6 +121,20 @@ mod tests {
         assert_eq!(backoff.next(0), Duration::from_secs(15));
         backoff.connected_for(LASTED);
         assert_eq!(backoff.next(0), Duration::from_millis(500));
+    }
+
+    #[test]
+    fn a_line_that_breaks_again_and_again_is_back_within_seconds() {
+        let mut backoff = Backoff::default();
+        for _ in 0..20 {
+            backoff.worked_for(Duration::from_secs(10));
+            assert!(backoff.next(u64::MAX) <= Duration::from_secs(4));
+        }
+        for _ in 0..20 {
+            backoff.worked_for(Duration::from_secs(1));
+            backoff.next(u64::MAX);
+        }
+        assert_eq!(backoff.next(u64::MAX), Duration::from_secs(30));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::approach::Past;
 use super::settings::{Scheme, UpstreamTls};
 use super::wire::{BeginStep, Broken};
 use crate::secret::sha256;
-use crate::tls::chains::ServerChains;
+use crate::tls::chains::{self, ServerChains};
 use crate::tls::{authorities, blame, certificates, private_key};
 
 /// Reads the files, which blocks. They are read for every connection, so that a renewed certificate is used at once.
@@ -111,6 +111,9 @@ pub(crate) fn in_words(error: &rustls::Error) -> String {
     {
         return format!("{advice} ({error})");
     }
+    if let Some(why) = chains::too_long(error) {
+        return format!("its certificate is not accepted, because it comes with {why}");
+    }
     let advice = match error {
         InvalidCertificate(CertificateError::UnknownIssuer) => {
             "the authority that signed its certificate is not known here: set tls.ca to that authority's certificate, or \
@@ -144,7 +147,6 @@ pub(crate) fn in_words(error: &rustls::Error) -> String {
         AlertReceived(AlertDescription::UnrecognisedName) => {
             "it does not know the host name: is tls.server_name, or the name in addresses, right?"
         }
-        InvalidCertificate(CertificateError::Other(why)) => return format!("its certificate is not accepted: {why}"),
         InvalidMessage(_) => "it does not speak TLS on this port: a plain port's address begins with mqtt:// or ws://",
         _ => return format!("TLS: {error}{}", self_made(&error.to_string())),
     };

@@ -292,6 +292,8 @@ impl<C: UpstreamClient> Upstream<C> {
             let finds_item = self.passes.blames() && self.session.got_through();
             if finds_item || self.session.is_cause_clear(self.clock.boot_ms()) {
                 self.backoff.made_progress();
+            } else if self.session.got_through() && !self.session.blames() {
+                self.backoff.worked_for(connected.elapsed());
             }
             self.perform(actions);
             self.readers.say_settled();
