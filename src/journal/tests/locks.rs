@@ -46,6 +46,20 @@ fn a_window_of_messages_takes_the_lock_once() {
 }
 
 #[test]
+fn what_comes_after_a_crash_is_not_taken_for_sent() {
+    let (storage, _, _) = filled(3, ANY);
+    let journal = open(&storage.after_power_cut(), settings(1 << 20, WhenFull::DropOldest));
+    let id = journal.register("session/a", ANY);
+    for number in 3..5 {
+        let position = journal.append(&message(number.to_string().as_bytes()), &[id]).unwrap();
+        wait_synced(&journal, position);
+    }
+    let read = read_all(&journal, &mut journal.reader(id), 5);
+    let resent: Vec<bool> = read.iter().map(|delivery| delivery.resent).collect();
+    assert_eq!(resent, [true, true, true, false, false]);
+}
+
+#[test]
 fn what_was_taken_and_not_used_is_not_taken_for_sent() {
     let (storage, journal, id) = filled(5, ANY);
     let mut reader = journal.reader(id);

@@ -174,7 +174,8 @@ impl Queue {
         self.accepted = self.accepted.max(self.cursor.base);
         self.committed = self.accepted;
         let in_doubt = if is_orderly { 0 } else { CURSOR_EVERY + IN_HAND };
-        self.maybe_sent = self.cursor.read.max(self.cursor.base + in_doubt);
+        // what comes from now on has not been sent
+        self.maybe_sent = self.cursor.read.max(self.cursor.base + in_doubt).min(self.accepted);
         for (messages, bytes) in waiting {
             self.sizes.push(*messages, *bytes, None);
         }
