@@ -18,6 +18,10 @@ pub(super) fn next_delivery(
         first = None;
     }
     for turn @ (lane, role) in turns {
+        let other = lane.other();
+        if session.resumes(other) && !session.resumes(lane) && !readers.is_empty(other) {
+            continue;
+        }
         let room = session.room(role);
         if room > 0
             && let Some(delivery) = readers.next_of(lane, room)

@@ -33,7 +33,7 @@ impl Lane {
         self as usize
     }
 
-    fn other(self) -> Lane {
+    pub(super) fn other(self) -> Lane {
         match self {
             Lane::First => Lane::Second,
             Lane::Second => Lane::First,

@@ -17,6 +17,7 @@ use super::{SentFrom, SentMessage, SessionAction, UpstreamSession};
 use crate::message::Qos;
 use crate::mqtt::packet_ids::PacketIds;
 use crate::upstream::lanes::Lane;
+use crate::upstream::wire::Link;
 
 /// The number of packet ids of a lane.
 const IDS: u64 = 0x4000;
@@ -74,6 +75,8 @@ pub(super) struct BegunExchanges {
     /// Exchanges from before the start of the process, or from a session that may have been another one. They may not have
     /// been sent, and their packet ids may be in use by other messages.
     possible: [Range<u64>; 2],
+    /// Of the possible ones of each lane, those before this ordinal fit into the window that was in flight.
+    likely_until: [u64; 2],
     /// Packet ids that the upstream must still free, or has not answered about.
     to_free: PacketIds,
     asked: PacketIds,
@@ -116,6 +119,18 @@ impl BegunExchanges {
     /// Whether any exchange may have begun.
     fn is_any(&self) -> bool {
         !self.certain.is_empty() || self.possible.iter().any(|possible| !possible.is_empty())
+    }
+
+    /// Records a new connection with this window.
+    fn resume(&mut self, window: u16) {
+        self.likely_until = self.possible.each_ref().map(|range| range.end.min(range.start + u64::from(window)));
+    }
+
+    /// Whether an exchange of this lane has not been handed out again on this connection.
+    fn is_open(&self, lane: Lane) -> bool {
+        let at = lane.index();
+        let is_likely = self.possible[at].start < self.likely_until[at];
+        is_likely || self.certain.range((at, 0)..(at + 1, 0)).next().is_some()
     }
 
     /// Records that it is not certain any more which session the upstream has for us.
@@ -238,7 +253,16 @@ impl UpstreamSession {
         if !session_present {
             self.forget_exchanges();
         }
+        let window = self.link.map_or(1, |link| self.most_in_flight(link));
+        self.begun.resume(window);
         self.free_ids(actions);
+    }
+
+    /// Whether exchanges of this lane have not been handed out again, and the other lane must wait for them: together with its
+    /// messages they may be more than an upstream has room for that can only drop the rest, because it cannot say so.
+    pub(crate) fn resumes(&self, lane: Lane) -> bool {
+        let is_mute = |link: Link| link.session_present && !link.version.is_v5();
+        self.link.is_some_and(is_mute) && self.is_exact_there() && self.begun.is_open(lane)
     }
 
     /// Handles the end of a connection: the packet ids of messages in flight may be in use there.

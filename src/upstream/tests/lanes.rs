@@ -1,6 +1,6 @@
 //! Tests of the two lanes with session and journal, without a connection or a clock.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use proptest::prelude::*;
 
@@ -113,8 +113,9 @@ impl Bench {
                 SessionAction::Publish(message) => {
                     self.next_id = self.next_id % 60_000 + 1;
                     let text = String::from_utf8_lossy(&message.payload[..message.payload.len().min(9)]).into_owned();
-                    self.sent.push_back((self.next_id, text));
-                    let actions = self.session.sent(self.next_id);
+                    let packet_id = message.packet_id.unwrap_or(self.next_id);
+                    self.sent.push_back((packet_id, text));
+                    let actions = self.session.sent(packet_id);
                     self.perform(actions);
                 }
                 SessionAction::Settle(lane, position, outcome) => {
@@ -169,6 +170,31 @@ impl Bench {
         let ledger = Ledger::of(&self.consumers.backlog());
         assert!(ledger.is_balanced(), "{ledger:?}");
         ledger
+    }
+}
+
+/// mosquitto drops what it has no room for, and cannot say so before version 5.
+#[test]
+fn new_messages_at_qos_2_wait_for_what_the_upstream_has_of_the_backlog() {
+    let v4 = Link { version: Version::V311, ..V5 };
+    let mut bench = Bench::new(100);
+    let mut exact = settings();
+    exact.out.push(rule("#", "", "", OutQos::ExactlyOnce));
+    bench.session.set_rules(UpstreamRules::new(&exact), 0);
+    bench.append_many("old", 60);
+    bench.connect(Link { session_present: false, ..v4 });
+    bench.pump();
+    assert_eq!(bench.sent.len(), 18, "an eighth of the window is for new messages");
+    bench.append_many("new", 60);
+    bench.pump();
+    let mut there: BTreeSet<String> = bench.sent.iter().map(|(_, text)| text.clone()).collect();
+    assert_eq!(there.len(), 20);
+    for _ in 0..3 {
+        bench.disconnect(&Broken::Failed(String::new()));
+        bench.connect(v4);
+        bench.pump();
+        there.extend(bench.sent.iter().map(|(_, text)| text.clone()));
+        assert!(there.len() <= 20, "{there:?}");
     }
 }
 

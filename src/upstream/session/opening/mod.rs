@@ -268,6 +268,8 @@ impl UpstreamSession {
         if self.is_freed_first() {
             // the upstream may have no room for a message before it has freed what it has from before
             self.opening.queue.push_back(OpeningStep::Status);
+            // also if the last connection ended before its turn came
+            self.opening.goes_first = false;
             self.begin_turn(now, actions);
         } else {
             self.say_status(now, actions);

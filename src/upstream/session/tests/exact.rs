@@ -1,5 +1,5 @@
 use super::super::*;
-use super::{Bench, V5, draft, rule, settings};
+use super::{Bench, V4, V5, draft, rule, settings};
 use crate::journal::{Limits, WhenFull};
 use crate::message::Draft;
 use crate::upstream::settings::OutQos;
@@ -85,6 +85,51 @@ fn a_status_that_the_upstream_has_no_room_for_is_sent_again() {
     }
     bench.time(40_000);
     assert!(bench.sent.is_empty());
+}
+
+#[test]
+fn breaks_before_the_status_do_not_put_it_before_what_is_to_be_released() {
+    let mut bench = Bench::new(|settings| {
+        settings.out = vec![rule("#", "", "", OutQos::ExactlyOnce)];
+        settings.status_topic = Some(crate::message::Topic::new("status").unwrap());
+    });
+    bench.append_many(0..2);
+    bench.connect(V5);
+    bench.pump(0);
+    bench.deliver(1);
+    for _ in 0..3 {
+        reconnect(&mut bench);
+        assert_eq!(bench.deliver(1), [""; 0], "the upstream may have no room");
+        bench.pump(0);
+        assert_eq!(bench.deliver(1), ["0", "1"]);
+    }
+}
+
+#[test]
+fn a_lane_with_exchanges_from_before_is_known_until_they_are_sent_again() {
+    let present = Link { session_present: true, ..V4 };
+    let mut bench = exact();
+    bench.append_many(0..8);
+    bench.connect(V4);
+    assert_eq!(send(&mut bench, 0).len(), 4);
+    assert!(!bench.session.resumes(Lane::First));
+    bench.disconnect(&Broken::Failed(String::new()));
+    bench.connect(present);
+    assert!(bench.session.resumes(Lane::First) && !bench.session.resumes(Lane::Second));
+    assert_eq!(send(&mut bench, 0).len(), 4);
+    assert!(!bench.session.resumes(Lane::First));
+    // one that can say that it has no room need not be spared
+    reconnect(&mut bench);
+    assert!(!bench.session.resumes(Lane::First));
+    // after a restart as many as fit into the window may have been sent
+    bench.disconnect(&Broken::Failed(String::new()));
+    let oldest = bench.journal.maybe_sent(bench.consumer, 0).start;
+    bench.session.forget_exchanges();
+    bench.session.may_have_begun(Lane::First, oldest..oldest + 8);
+    bench.connect(present);
+    assert!(bench.session.resumes(Lane::First));
+    assert_eq!(send(&mut bench, 0).len(), 4);
+    assert!(!bench.session.resumes(Lane::First));
 }
 
 #[test]
