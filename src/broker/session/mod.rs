@@ -393,12 +393,15 @@ impl Session {
         });
         if let Some(grant) = &mut granted {
             grant.ids = ids.into();
-        } else if !self.shared.is_empty() {
+        }
+        // for subscriptions at QoS 0 nothing is kept, so such a message has come by a group
+        if !self.shared.is_empty() && granted.as_ref().is_none_or(|grant| grant.qos == Qos::AtMostOnce) {
             self.shared.matches(message.topic(), &mut walk, |options| {
-                let ids = options.id.into();
-                let retain = options.retain_as_published && message.retain();
                 let qos = options.qos.min(message.qos());
-                granted.get_or_insert(Grant { qos, retain, ids, share: None });
+                if granted.as_ref().is_none_or(|grant| grant.qos < qos) {
+                    let retain = options.retain_as_published && message.retain();
+                    granted = Some(Grant { qos, retain, ids: options.id.into(), share: None });
+                }
             });
         }
         granted

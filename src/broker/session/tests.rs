@@ -96,3 +96,19 @@ fn two_groups_of_one_filter_are_two_subscriptions() {
         assert_eq!(qos(&session), None);
     }
 }
+
+#[test]
+fn what_came_by_a_group_is_kept_although_another_subscription_is_at_qos_0() {
+    let mut session = Session::new("me", 9, None, 0);
+    let options = |qos, id| SubscriptionOptions { qos, no_local: false, retain_as_published: false, id: Some(id) };
+    let group = || Some(SharedGroup::new(InboxLimits { messages: 1, bytes: 1 }, None));
+    session.subscribe("a/#", Subscription { options: options(Qos::AtMostOnce, 1), group: None });
+    session.subscribe("$share/g/a/#", Subscription { options: options(Qos::AtLeastOnce, 2), group: group() });
+    session.subscribe("$share/h/a/+", Subscription { options: options(Qos::ExactlyOnce, 3), group: group() });
+    let grant = session.grant(queued(Qos::ExactlyOnce).message.view()).unwrap();
+    assert_eq!((grant.qos, grant.ids.as_slice()), (Qos::ExactlyOnce, &[3][..]));
+    session.subscribe("a/b", Subscription { options: options(Qos::AtLeastOnce, 4), group: None });
+    session.unsubscribe("$share/h/a/+");
+    let grant = session.grant(queued(Qos::AtMostOnce).message.view()).unwrap();
+    assert_eq!(grant.qos, Qos::AtMostOnce);
+}
