@@ -6,6 +6,9 @@ use super::opening::SessionOpening;
 use super::refusals::RememberedRefusal;
 use super::{SessionAction, UpstreamSession};
 
+/// After what time the status is said again to an upstream that had no room for it, in milliseconds.
+const STATUS_AGAIN_MS: u64 = 10_000;
+
 /// What is known of the addresses that are not in use.
 #[derive(Debug, Default)]
 pub(super) struct Learned {
@@ -14,7 +17,7 @@ pub(super) struct Learned {
     others: Vec<(usize, LearnedThere)>,
     /// The address of the last connection that was accepted.
     last: Option<usize>,
-    /// When the status is said again because that address has changed.
+    /// When the status is said again, because that address has changed or the upstream had no room for it.
     status_due: Option<u64>,
     /// Whether the last connection has taught something, which the next one does better.
     pub(super) is_news: bool,
@@ -71,7 +74,13 @@ impl UpstreamSession {
         self.learned.status_due.filter(|_| self.link.is_some())
     }
 
-    /// Says the status again, once after a change of the address.
+    /// Says the status again later, because the upstream has no room for it at present.
+    pub(super) fn say_status_later(&mut self, now: u64) {
+        // what is due because of the address must not come before its time
+        self.learned.status_due = self.learned.status_due.max(Some(now + STATUS_AGAIN_MS));
+    }
+
+    /// Says the status again when that is due.
     pub(super) fn status_time(&mut self, now: u64, actions: &mut Vec<SessionAction>) {
         if self.link.is_some() && self.learned.status_due.take_if(|due| *due <= now).is_some() {
             self.say_status_again(now, actions);

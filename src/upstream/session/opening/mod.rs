@@ -38,8 +38,6 @@ use crate::upstream::wire::RetainedWanted;
 pub(crate) const FILTERS: usize = 8;
 /// How long a subscription that is refused or not answered is left alone, in milliseconds.
 const ASK_AGAIN_MS: u64 = 3_600_000;
-/// After what time the status is sent again to an upstream that had no room for it, in milliseconds.
-const STATUS_AGAIN_MS: u64 = 10_000;
 /// The reason code "unspecified error" [MQTT-5 3.9.3].
 const UNSPECIFIED: u8 = 0x80;
 
@@ -122,8 +120,6 @@ pub(super) struct SessionOpening {
     entries: OpeningEntries,
     /// Whether the status is sent without the retain flag, to see whether the flag ends connections.
     status_without_flag: bool,
-    /// When the status is sent again, because the upstream had no room for it.
-    status_due: Option<u64>,
 }
 
 impl SessionOpening {
@@ -135,8 +131,7 @@ impl SessionOpening {
     pub(crate) fn deadline(&self) -> Option<u64> {
         let left_out = self.left_out.iter().filter_map(|what| self.entries.left_out_until(what));
         let turn = self.turn.map(OpeningTurn::until);
-        let again = self.again.iter().map(|again| again.due).chain(self.status_due);
-        let next = turn.or_else(|| left_out.chain(again).min());
+        let next = turn.or_else(|| left_out.chain(self.again.iter().map(|again| again.due)).min());
         let unreported = self.unanswered.iter().filter(|asked| asked.patience != AskedPatience::Nothing);
         next.into_iter().chain(unreported.map(|asked| asked.at + ANSWER_TIMEOUT_MS)).min()
     }
@@ -170,7 +165,6 @@ impl SessionOpening {
         self.unanswered.clear();
         self.unread.clear();
         (self.status_unanswered, self.turn, self.overdue) = (false, None, None);
-        self.status_due = None;
         (self.has_unconfirmed, self.is_alive, self.asked) = (false, false, 0);
         self.left_out.clear();
         self.again.clear();
@@ -320,14 +314,6 @@ impl UpstreamSession {
         self.report_unanswered(now);
         self.say_left_out(now, actions);
         self.ask_again(now, actions);
-        if self.opening.turn.is_none() && self.opening.status_due.take_if(|due| *due <= now).is_some() {
-            self.say_status_again(now, actions);
-        }
-    }
-
-    /// Sends the status again later, because the upstream has no room for it at present.
-    pub(super) fn say_status_later(&mut self, now: u64) {
-        self.opening.status_due = Some(now + STATUS_AGAIN_MS);
     }
 
     /// Reports subscriptions that have not been answered for long, although the connection lives.
