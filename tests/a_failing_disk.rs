@@ -121,9 +121,10 @@ fn make_room(gateway: &Gateway) {
 
 /// Checks that the messages that were finally acknowledged arrive.
 fn it_arrives(upstream: u16, payloads: &[&str]) {
-    let mosquitto = Mosquitto::with(&format!("listener {upstream} 127.0.0.1"));
+    let mosquitto = Mosquitto::with("");
     let mut reader = Connect::new("reader").open(mosquitto.port);
     reader.subscribe("up/#", 1);
+    mosquitto.also_at(upstream);
     let received: Vec<String> = payloads.iter().map(|_| reader.receive().text()).collect();
     assert_eq!(received, payloads);
 }

@@ -52,8 +52,9 @@ fn a_message_costs_no_more_than_its_budget() {
     let address = upstream.local_addr().unwrap();
     UPSTREAM.set(upstream).unwrap();
     let setup = Setup::default().config(&format!(
-        // it is connected from the start, and gets its answer when its turn comes
+        // it is connected from the start, gets its answer when its turn comes, and sends no ping meanwhile
         "[[upstream]]\nname = \"home\"\naddresses = [\"mqtt://{address}\"]\nprotocol = 4\nconnect_timeout = \"10 min\"\n\
+         keep_alive = \"1 h\"\n\
          [[upstream.out]]\ntopic_filter = \"up/#\"\n"
     ));
     let (path, port) = (setup.write(), setup.port_number());

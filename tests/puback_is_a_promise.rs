@@ -279,9 +279,10 @@ fn what_waits_for_an_upstream_arrives_after_kill() {
         }
         gateway = gateway.kill().restart();
     }
-    let upstream = Mosquitto::with(&format!("listener {port} 127.0.0.1"));
+    let upstream = Mosquitto::with("");
     let mut reader = Connect::new("reader").open(upstream.port);
     reader.subscribe("#", 1);
+    upstream.also_at(port);
     let received: Vec<String> = (0..150).map(|_| reader.receive().text()).collect();
     assert_eq!(received, (0..150).map(|number| number.to_string()).collect::<Vec<_>>());
 }

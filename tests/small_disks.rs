@@ -85,9 +85,10 @@ fn it_works_within(mebibytes: usize) {
     it_fits(&gateway, port, mebibytes);
 
     // the newest messages arrive, and the counts add up
-    let mosquitto = Mosquitto::on(upstream, "max_queued_messages 0");
+    let mosquitto = Mosquitto::with("max_queued_messages 0");
     let mut reader = Connect::new("reader").open(mosquitto.port);
     reader.subscribe("up/#", 1);
+    mosquitto.also_at(upstream);
     let end = format!("{last} ");
     while !reader.receive().text().starts_with(&end) {}
     let ledger = || http::get(port, "/api/v1/upstreams").json()[0]["ledger"].take();

@@ -102,9 +102,10 @@ fn retained_messages_and_wills_come_back() {
 #[test]
 fn what_waits_for_an_upstream_goes_there() {
     let (gateway, port) = upgraded();
-    let home = Mosquitto::on(port, "");
+    let home = Mosquitto::with("");
     let mut reader = Connect::new("reader").open(home.port);
     reader.subscribe("#", 1);
+    home.also_at(port);
     let mut arrived = Vec::new();
     while arrived.last().is_none_or(|last| last != "after 4") {
         arrived.push(reader.receive().text());

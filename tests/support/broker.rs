@@ -1,7 +1,7 @@
 //! Starts the gateway and mosquitto, each on a port of its own.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -329,6 +329,21 @@ impl Mosquitto {
         let text = format!("listener {port} 127.0.0.1\nallow_anonymous true\n{config}\n");
         std::fs::write(&path, text).expect("the configuration");
         (Process::start(Command::new(mosquitto()).arg("-c").arg(path)), dir)
+    }
+
+    /// From now on it can be reached at this port too, until the test ends.
+    #[track_caller]
+    pub fn also_at(&self, port: u16) {
+        let listener = TcpListener::bind(("127.0.0.1", port)).expect("a free port");
+        let own = self.port;
+        std::thread::spawn(move || {
+            for mut client in listener.incoming().map_while(Result::ok) {
+                let Ok(mut broker) = TcpStream::connect(("127.0.0.1", own)) else { continue };
+                let (Ok(mut from), Ok(mut to)) = (client.try_clone(), broker.try_clone()) else { continue };
+                std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+                std::thread::spawn(move || std::io::copy(&mut broker, &mut client));
+            }
+        });
     }
 
     /// SIGTERM.
