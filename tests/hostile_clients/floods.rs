@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::assert_it_serves;
-use super::slow_readers::pair;
+use super::slow_readers::InnocentPair;
 use crate::support::packet::{Properties, binary, packet, publish, subscribe};
 use crate::support::{Connect, Gateway, Setup, debt, http};
 
@@ -70,17 +70,19 @@ fn others_have_turns(name: &str, gateway: &Gateway, beside: &Gateway, open: impl
     });
 }
 
-/// The same for floods of any kind, one of each number. The gateway that is flooded has much to do, and the other has nothing.
+/// The same for floods of any kind, one of each number. The pairs connect first, because a new client waits with the others of
+/// its network. The gateway that is flooded has much to do, and the other has nothing.
 /// So on a busy machine the kernel lets only the flooded one wait for processors, and that time does not count.
 #[track_caller]
 fn others_go_on_beside(name: &str, gateway: &Gateway, beside: &Gateway, flood: impl Fn(usize, &AtomicBool) + Sync) {
     let over = AtomicBool::new(false);
+    let (disturbed, undisturbed) = (InnocentPair::connect(gateway.port), InnocentPair::connect(beside.port));
     let before = gateway.scheduled();
     let (times, undisturbed) = thread::scope(|scope| {
         let (over, flood) = (&over, &flood);
         (0..CLIENTS).for_each(|number| drop(scope.spawn(move || flood(number, over))));
-        let disturbed = scope.spawn(|| pair(gateway.port, over));
-        let undisturbed = scope.spawn(|| pair(beside.port, over));
+        let disturbed = scope.spawn(|| disturbed.round_trips(over));
+        let undisturbed = scope.spawn(|| undisturbed.round_trips(over));
         thread::sleep(LENGTH);
         over.store(true, Ordering::Relaxed);
         (disturbed.join().unwrap(), undisturbed.join().unwrap())

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::assert_it_serves;
 use crate::support::packet::{Properties, publish};
-use crate::support::{Connect, Gateway};
+use crate::support::{Client, Connect, Gateway};
 
 /// The longest wait: a subscriber that reads nothing is disconnected after half a minute.
 const CUT_OFF: Duration = Duration::from_secs(60);
@@ -73,21 +73,36 @@ fn a_subscriber_that_never_acknowledges_is_bounded() {
     assert_it_serves(&mut gateway);
 }
 
-/// Measures round trips of a pair of clients on a topic of their own until it is told to stop.
-pub fn pair(port: u16, over: &AtomicBool) -> Vec<Duration> {
-    let mut reader = Connect::new("innocent-reader").open(port);
-    reader.subscribe("innocent/#", 1);
-    let mut publisher = Connect::new("innocent-publisher").open(port);
-    let mut times = Vec::new();
-    while !over.load(Ordering::Relaxed) {
-        let begin = Instant::now();
-        publisher.publish("innocent/a", "x", 1, false);
-        reader.receive();
-        times.push(begin.elapsed());
-        std::thread::sleep(Duration::from_millis(2));
+/// A pair of clients with a topic of their own.
+pub struct InnocentPair {
+    reader: Client,
+    publisher: Client,
+}
+
+impl InnocentPair {
+    pub fn connect(port: u16) -> InnocentPair {
+        let mut reader = Connect::new("innocent-reader").open(port);
+        reader.subscribe("innocent/#", 1);
+        InnocentPair { reader, publisher: Connect::new("innocent-publisher").open(port) }
     }
-    times.sort();
-    times
+
+    /// Measures round trips until it is told to stop.
+    pub fn round_trips(mut self, over: &AtomicBool) -> Vec<Duration> {
+        let mut times = Vec::new();
+        while !over.load(Ordering::Relaxed) {
+            let begin = Instant::now();
+            self.publisher.publish("innocent/a", "x", 1, false);
+            self.reader.receive();
+            times.push(begin.elapsed());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        times.sort();
+        times
+    }
+}
+
+fn pair(port: u16, over: &AtomicBool) -> Vec<Duration> {
+    InnocentPair::connect(port).round_trips(over)
 }
 
 /// Fills the queue of a subscriber that does not read and connects again and again, under the same client id or others.
