@@ -337,11 +337,10 @@ impl Mosquitto {
         let listener = TcpListener::bind(("127.0.0.1", port)).expect("a free port");
         let own = self.port;
         std::thread::spawn(move || {
-            for mut client in listener.incoming().map_while(Result::ok) {
-                let Ok(mut broker) = TcpStream::connect(("127.0.0.1", own)) else { continue };
-                let (Ok(mut from), Ok(mut to)) = (client.try_clone(), broker.try_clone()) else { continue };
-                std::thread::spawn(move || std::io::copy(&mut from, &mut to));
-                std::thread::spawn(move || std::io::copy(&mut broker, &mut client));
+            for client in listener.incoming().map_while(Result::ok) {
+                if let Ok(broker) = TcpStream::connect(("127.0.0.1", own)) {
+                    carry_both_ways(client, broker);
+                }
             }
         });
     }
@@ -349,6 +348,15 @@ impl Mosquitto {
     /// SIGTERM.
     pub fn stop(self) {
         self.process.stop();
+    }
+}
+
+/// Carries all bytes between these connections from now on.
+pub fn carry_both_ways(client: TcpStream, server: TcpStream) {
+    let ways = [(client.try_clone(), server.try_clone()), (Ok(server), Ok(client))];
+    for (from, to) in ways {
+        let (mut from, mut to) = (from.expect("a second handle"), to.expect("a second handle"));
+        std::thread::spawn(move || std::io::copy(&mut from, &mut to));
     }
 }
 

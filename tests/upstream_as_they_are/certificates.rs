@@ -15,7 +15,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use crate::line::secured;
-use crate::support::{Mosquitto, free_port, http, wait_until};
+use crate::support::{Mosquitto, broker, free_port, http, wait_until};
 use crate::{ledger, publish, start, upstream};
 
 /// The first element of DER: its tag, its contents, and the bytes behind it.
@@ -177,12 +177,7 @@ impl Balancer {
                 match now.0 {
                     Balanced::Passed => {
                         let server = TcpStream::connect(("127.0.0.1", server)).unwrap();
-                        for (mut from, mut to) in [
-                            (client.try_clone().unwrap(), server.try_clone().unwrap()),
-                            (server, client.try_clone().unwrap()),
-                        ] {
-                            thread::spawn(move || std::io::copy(&mut from, &mut to));
-                        }
+                        broker::carry_both_ways(client.try_clone().unwrap(), server);
                         now.1.push(client);
                     }
                     Balanced::Closed => drop(client.read(&mut [0; 4096])),

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::played::{Played, Say};
-use crate::support::{Gateway, Mosquitto, Setup, free_port, http, wait_until};
+use crate::support::{Gateway, Mosquitto, Setup, broker, free_port, http, wait_until};
 use crate::{drained, ledger, publish, start, upstream};
 
 #[test]
@@ -111,10 +111,9 @@ fn proxy(greet: impl Fn(&mut TcpStream) -> u16 + Send + 'static) -> u16 {
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
         for mut client in listener.incoming().map_while(Result::ok) {
-            let Ok(mut server) = TcpStream::connect(("127.0.0.1", greet(&mut client))) else { continue };
-            let (mut from, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-            thread::spawn(move || std::io::copy(&mut from, &mut to));
-            thread::spawn(move || std::io::copy(&mut server, &mut client));
+            if let Ok(server) = TcpStream::connect(("127.0.0.1", greet(&mut client))) {
+                broker::carry_both_ways(client, server);
+            }
         }
     });
     port
