@@ -63,6 +63,17 @@ fn draft<'a>(topic: &'a str, payload: &'a [u8]) -> Draft<'a> {
     Draft { qos: Qos::AtLeastOnce, origin: Origin::client("somebody"), ..Draft::new(topic, payload) }
 }
 
+/// The next message, which the journal may have to read first.
+fn next_of(reader: &mut Reader) -> Option<crate::journal::Delivery> {
+    loop {
+        let next = reader.try_next();
+        if next.is_some() || !reader.has_unread() {
+            return next;
+        }
+        std::thread::yield_now();
+    }
+}
+
 impl Bench {
     fn new(change: impl FnOnce(&mut UpstreamSettings)) -> Bench {
         let journal = Journal::default();
@@ -220,11 +231,11 @@ impl Bench {
             } else if self.session.held().is_some() {
                 self.session.send_held(true, now)
             } else if self.session.has_room(Role::Live)
-                && let Some(delivery) = self.old.1.try_next()
+                && let Some(delivery) = next_of(&mut self.old.1)
             {
                 self.session.delivery((Lane::Second, Role::Live), delivery, true, now)
             } else if self.session.has_room(Role::Live)
-                && let Some(delivery) = self.reader.try_next()
+                && let Some(delivery) = next_of(&mut self.reader)
             {
                 self.session.delivery((Lane::First, Role::Live), delivery, true, now)
             } else if self.session.nothing_else() {
