@@ -5,7 +5,8 @@
 //! aside only on evidence that it alone is the cause:
 //!
 //! - It was the only message in flight when the connection ended, [`STRIKES`] times, and the first and the last time it was
-//!   the first message of its connection. So the cause is not the number of messages on a connection.
+//!   the first message of its connection, the last time after at least 5 s without acknowledgements. So the cause is neither the
+//!   number of messages on a connection nor that of the last seconds.
 //! - Between these times others were acknowledged. For this, a message that has ended a connection is held back on the next
 //!   one with its topic until others are acknowledged, of the same topic only if there is no other. If there are no others, nothing counts.
 //! - If two messages of one topic end connections, others are acknowledged in between, and none of the topic is, the topic
@@ -67,6 +68,7 @@ impl UpstreamSession {
         match verdict {
             SuspectVerdict::Open => {}
             SuspectVerdict::Guilty => {
+                self.learned.is_news = true;
                 self.set_aside(&source, actions);
                 if !self.suspicion.has_acked_topic() {
                     self.denied.add_verdict(source.message.view().topic());

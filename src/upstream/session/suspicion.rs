@@ -16,6 +16,8 @@ const INNOCENTS: u32 = 2;
 const MOST_QUIET_MS: u64 = 60_000;
 /// The least such time before the last attempt while a topic is put off, in milliseconds.
 const DENIED_QUIET_MS: u64 = 15_000;
+/// The same while one message seems to be the cause, in milliseconds. A quota that takes longer than that meets others as well.
+const CLEAR_QUIET_MS: u64 = 5_000;
 /// The number of connections without any acknowledgement after which others are sent before a message that is tried for the
 /// last time.
 const ALONE: u32 = 4;
@@ -281,12 +283,18 @@ impl Suspicion {
             return SuspectVerdict::Topic;
         }
         self.others_end_too(at);
-        let least = if self.has_denied { DENIED_QUIET_MS } else { 0 };
-        let is_due = is_first && (self.is_clear(now) || self.quiet >= self.needed_quiet.max(least));
+        let quiet = match (self.is_clear(now), self.has_denied) {
+            (true, _) => CLEAR_QUIET_MS,
+            (_, true) => self.needed_quiet.max(DENIED_QUIET_MS),
+            _ => self.needed_quiet,
+        };
+        let is_due = is_first && self.quiet >= quiet;
+        // without its flag the message has arrived, so nothing is lost with it
+        let is_flag_due = is_first && (self.is_clear(now) || is_due);
         let needed = self.needed(now);
         let entry = &mut self.entries[at];
         let proved = match entry.flag {
-            Flag::Proving => is_due.then_some(SuspectVerdict::Flag),
+            Flag::Proving => is_flag_due.then_some(SuspectVerdict::Flag),
             Flag::LeftOut => {
                 entry.flag = Flag::Innocent;
                 None

@@ -8,17 +8,17 @@ use crate::upstream::settings::Retry;
 const HOUR: u64 = 3_600_000;
 
 /// An upstream with 3.1.1, to which messages go that arrive in the course of time. Each payload begins with its topic.
-struct Cloud {
-    bench: Bench,
+pub(super) struct Cloud {
+    pub(super) bench: Bench,
     now: u64,
     arrivals: VecDeque<(u64, String)>,
     backoff: Backoff,
     dice: Dice,
-    connections: u32,
+    pub(super) connections: u32,
     is_connected: bool,
     id: u16,
     /// What was acknowledged, or taken at QoS 0, and when.
-    acked: Vec<(u64, String)>,
+    pub(super) acked: Vec<(u64, String)>,
     most_in_flight: usize,
 }
 
@@ -30,7 +30,7 @@ fn in_turn(topics: &[&str], count: u64, each_ms: u64) -> Vec<(u64, String)> {
 }
 
 impl Cloud {
-    fn new(seed: u64, arrivals: Vec<(u64, String)>, change: impl FnOnce(&mut UpstreamSettings)) -> Cloud {
+    pub(super) fn new(seed: u64, arrivals: Vec<(u64, String)>, change: impl FnOnce(&mut UpstreamSettings)) -> Cloud {
         Cloud {
             bench: Bench::new(change),
             now: 0,
@@ -101,7 +101,7 @@ impl Cloud {
         !payloads.is_empty()
     }
 
-    fn run(&mut self, until: u64, mut takes: impl FnMut(u64, &str) -> bool) {
+    pub(super) fn run(&mut self, until: u64, mut takes: impl FnMut(u64, &str) -> bool) {
         while self.now < until {
             self.arrive();
             if self.connections == 0 {
@@ -136,12 +136,12 @@ impl Cloud {
         of_topic.collect()
     }
 
-    fn dropped(&self) -> u64 {
+    pub(super) fn dropped(&self) -> u64 {
         self.bench.ledger().dropped.ends_connection
     }
 
     /// What is kept of denied topics.
-    fn kept(&self) -> usize {
+    pub(super) fn kept(&self) -> usize {
         self.bench.denied.len() + self.bench.ledger().pending as usize
     }
 }

@@ -202,21 +202,24 @@ fn a_packet_id_is_released_until_the_upstream_has_answered() {
 fn a_message_that_is_set_aside_leaves_no_packet_id_behind() {
     let mut bench = exact();
     bench.append_many(0..8);
-    let mut bad = 0;
+    let (mut bad, mut now) = (0, 0);
     while bench.ledger().dropped.ends_connection == 0 {
-        bench.connect(PRESENT);
+        now += 6_000;
+        let actions = bench.session.connected(PRESENT, now);
+        bench.perform(actions);
         'connection: loop {
-            let sent = send(&mut bench, 0);
+            let sent = send(&mut bench, now);
             assert!(!sent.is_empty());
             for (text, packet_id) in sent {
                 if text == "1" {
                     bad = packet_id;
-                    bench.disconnect(&Broken::Closed);
+                    bench.disconnect_at(&Broken::Closed, now);
                     break 'connection;
                 }
-                record(&mut bench, packet_id, 0);
-                bench.session.released(packet_id, 0);
-                complete(&mut bench, packet_id);
+                record(&mut bench, packet_id, now);
+                bench.session.released(packet_id, now);
+                let actions = bench.session.completed(packet_id, now);
+                bench.perform(actions);
             }
         }
     }

@@ -7,6 +7,7 @@ mod loops;
 mod opening;
 mod outgoing;
 mod packet_limits;
+mod policies;
 mod put_off;
 mod refusals;
 mod strict;
