@@ -5,7 +5,7 @@ use crate::journal::Position;
 use crate::upstream::lanes::Lane;
 
 /// The most messages that are remembered because they have ended connections.
-const ENTRIES: usize = 64;
+const ENTRIES: usize = 256;
 /// The number of such connections up to which the attempts are as quick as they can be.
 const QUICK: u32 = 3;
 /// How long it is remembered that innocent messages have ended connections, in milliseconds.
@@ -128,6 +128,8 @@ pub(super) struct Suspicion {
     has_denied: bool,
     /// Whether a message of the topic was acknowledged before the last verdict.
     has_acked_topic: bool,
+    /// Whether others were to be sent, and nothing but suspects waited.
+    is_exhausted: bool,
     /// Until when it is not said again that the upstream is the cause.
     said_until: u64,
 }
@@ -164,7 +166,7 @@ impl Suspicion {
         self.sent = 0;
         let needed = self.needed(now);
         let is_stuck = self.failures > 8 && self.failures % 8 == 4;
-        if is_stuck {
+        if is_stuck && std::mem::take(&mut self.is_exhausted) {
             self.keep_the_first();
         }
         let is_last = self.entries.iter().any(|entry| entry.strikes + 1 >= needed && entry.others);
@@ -193,7 +195,7 @@ impl Suspicion {
         self.entries.windows(2).all(|two| two[0].topic == two[1].topic)
     }
 
-    /// Forgets all suspects but the one of which most is known. If everything that waits is suspected, the others are what
+    /// Forgets all suspects but the one of which most is known, because everything that waits is suspected: so the others are what
     /// may show whether anything gets through.
     fn keep_the_first(&mut self) {
         let most = self.entries.iter().map(|entry| entry.strikes).max();
@@ -230,6 +232,7 @@ impl Suspicion {
     /// Decides what follows because nothing else waits that may go first: others of a suspected topic if nothing was
     /// acknowledged since the last attempt, and otherwise all in order.
     pub(crate) fn nothing_else(&mut self) {
+        self.is_exhausted |= matches!(self.plan, Plan::Others(_));
         let is_proving = self.entries.iter().any(|entry| entry.strikes > 0 && entry.others);
         self.plan = match self.plan {
             Plan::OtherTopics(more) if self.failures <= QUICK && !is_proving => Plan::Others(more),
@@ -404,7 +407,7 @@ impl Suspicion {
 
     /// Records an acknowledgement. Returns `false` if the message must be sent once more, with its retain flag.
     pub(crate) fn acked(&mut self, (lane, position): (Lane, Position), topic: impl FnOnce() -> u64, now: u64) -> bool {
-        self.failures = 0;
+        (self.failures, self.is_exhausted) = (0, false);
         self.acked_at = Some(now);
         let tells_quiet = self.sent == 1 && !self.is_clear(now);
         let is_it = |entry: &Suspect| (entry.lane, entry.position) == (lane, position);

@@ -66,3 +66,16 @@ fn no_message_that_an_upstream_takes_is_left_out() {
         assert!(missing.is_empty(), "seed {seed}, {policy:?}: {missing:?}, {} dropped", cloud.dropped());
     }
 }
+
+#[test]
+fn messages_get_past_many_others_that_end_connections() {
+    // each on a topic of its own, and those that end connections are the oldest
+    for (bad, hours) in [(5, 1), (10, 1), (24, 1), (60, 2), (200, 4)] {
+        let text = |number| format!("{}/{number} {number}", if number < bad { "bad" } else { "good" });
+        let arrivals = (0..bad + 20).map(|number| (0, text(number))).collect();
+        let mut cloud = Cloud::new(bad, arrivals, |_| {});
+        cloud.run(hours * HOUR, |_, payload| payload.starts_with("good"));
+        assert_eq!(cloud.acked.len(), 20, "behind {bad}: {} connections", cloud.connections);
+        assert_eq!(cloud.kept() as u64 + cloud.dropped(), bad);
+    }
+}
