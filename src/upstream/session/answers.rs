@@ -33,6 +33,7 @@ impl UpstreamSession {
         let Some(at) = self.in_flight.iter().position(is_it) else { return actions };
         self.is_out_of_order |= self.in_flight.iter().take(at).any(SentMessage::is_awaited);
         self.is_not_silent();
+        self.answers_late(at, now);
         self.confirms_earlier(at);
         if self.in_flight[at].is_passed {
             self.is_passing = false;

@@ -40,6 +40,8 @@ pub(in crate::upstream::session) struct PutOff {
     pub(super) at_release: bool,
     /// The time until which connections are made with small segments.
     pub(super) small_until: u64,
+    /// The latest answer to a message that came after those to later ones, in milliseconds since it was sent.
+    pub(super) latest: u64,
     /// Whether the upstream has completed an exchange at QoS 2.
     pub(in crate::upstream::session) has_completed: bool,
     /// Whether a message that waits may have become free.

@@ -4,7 +4,8 @@
 //! topic stands still. And connections may go silent whenever a certain message is sent, for example because the line
 //! swallows packets of its size. The message may be innocent of both, so it is kept. It is put off when
 //!
-//! - the upstream has acknowledged later messages and not this one for [`PASSED_MS`], or
+//! - the upstream has acknowledged later messages and not this one for [`PASSED_MS`], or for [`LATER`] times as long as it has
+//!   been late with one before, or
 //! - [`STRIKES`] connections went silent while it was the oldest unanswered message, or the upstream closed them when it got
 //!   its PUBREL, although others were acknowledged on these. If no other message gets through either, the line or the upstream
 //!   is the reason, and the order is kept; to see whether others get through, one may go first ([`trial`]).
@@ -34,7 +35,7 @@ use tracing::warn;
 
 pub(super) use self::entries::PutOff;
 use self::entries::PutOffEntry;
-use super::{MOST_PASSED, SentFrom, SentMessage, SessionAction, UpstreamSession};
+use super::{ANSWER_TIMEOUT_MS, MOST_PASSED, SentFrom, SentMessage, SessionAction, UpstreamSession};
 use crate::journal::Position;
 use crate::message::Message;
 use crate::status::ledger::LedgerOutcome;
@@ -44,6 +45,8 @@ use crate::upstream::settings::OutQos;
 
 /// The time for which a message holds up those behind it although the upstream has acknowledged some of them.
 pub(super) const PASSED_MS: u64 = 10_000;
+/// The time of an upstream that answers out of order is so many times as long as the latest answer that came.
+const LATER: u64 = 3;
 /// The same past a message at QoS 2. After a crash they are not repeated, because each step of them is on disk.
 pub(super) const MOST_PASSED_EXACT: u64 = 4_096;
 /// The same past a message whose topic is denied: it waits for hours, and meanwhile every crash repeats them.
@@ -169,7 +172,18 @@ impl UpstreamSession {
         }
         let oldest = self.in_flight.iter().position(SentMessage::is_awaited)?;
         let is_answered = self.in_flight.iter().skip(oldest).any(|message| message.outcome.is_some());
-        is_answered.then(|| (oldest, self.in_flight[oldest].handed_over + PASSED_MS))
+        let patience = (LATER * self.put_off.latest).clamp(PASSED_MS, ANSWER_TIMEOUT_MS);
+        is_answered.then(|| (oldest, self.in_flight[oldest].handed_over + patience))
+    }
+
+    /// Records how late the answer to this message comes, if the upstream has answered later ones before: one that answers in
+    /// such a way should not get the message again.
+    pub(super) fn answers_late(&mut self, at: usize, now: u64) {
+        let message = &self.in_flight[at];
+        let mut later = self.in_flight.iter().skip(at + 1);
+        if message.is_passed || self.is_out_of_order && later.any(|later| later.outcome.is_some()) {
+            self.put_off.latest = self.put_off.latest.max(now.saturating_sub(message.handed_over));
+        }
     }
 
     pub(super) fn pass_over(&mut self, now: u64, actions: &mut Vec<SessionAction>) {

@@ -1,5 +1,6 @@
 use super::super::put_off::{FIRST_MS, MOST_PASSED_EXACT, PASSED_MS};
 use super::super::*;
+use super::suspect::Dice;
 use super::{Bench, V4, V5, draft};
 use crate::journal::{Limits, WhenFull};
 use crate::upstream::rule::tests::rule;
@@ -101,6 +102,49 @@ fn a_message_that_is_never_answered_does_not_hold_up_the_others() {
     still.is_still = |_| false;
     still.run(20, PASSED_MS + FIRST_MS);
     assert_eq!((still.times("0"), still.bench.ledger().pending), (2, 0));
+}
+
+/// Sends so many messages to an upstream that answers each after the time that `late` tells, of its number and a random number.
+/// Returns the number of those that were sent.
+fn sent_to_late(messages: u32, late: impl Fn(u64, u64) -> u64) -> usize {
+    let (mut bench, mut dice) = (window(20, messages), Dice(1));
+    let (mut now, mut sent, mut is_connected) = (0, 0, false);
+    let mut unanswered: Vec<(u64, u16)> = Vec::new();
+    while bench.ledger().acked < u64::from(messages) {
+        if !std::mem::replace(&mut is_connected, true) {
+            let actions = bench.session.connected(V4, now);
+            bench.perform(actions);
+        }
+        bench.pump(now);
+        let first = unanswered.iter().map(|(_, id)| *id).max().unwrap_or(0) + 1;
+        for id in (first..).take(bench.deliver(first).len()) {
+            unanswered.push((now + late(sent as u64, dice.roll()), id));
+            sent += 1;
+        }
+        let next = unanswered.iter().map(|(at, _)| *at).chain(bench.session.deadline()).min();
+        now = now.max(next.unwrap());
+        assert!(now < HOUR, "{:?}", bench.ledger());
+        bench.time(now);
+        while let Some(at) = unanswered.iter().position(|(at, _)| *at <= now) {
+            let (_, id) = unanswered.remove(at);
+            let actions = bench.session.acked(id, 0, now);
+            bench.perform(actions);
+        }
+        if std::mem::take(&mut bench.renewed) || std::mem::take(&mut bench.broken) {
+            bench.disconnect_at(&Broken::Failed(String::new()), now);
+            (unanswered, is_connected) = (Vec::new(), false);
+        }
+    }
+    sent
+}
+
+#[test]
+fn an_upstream_that_answers_late_and_out_of_order_gets_few_messages_twice() {
+    // up to 25 s late, or that late with every fifth
+    let random = sent_to_late(400, |_, roll| roll % 25_000);
+    assert!(random <= 400 + 20, "{random}");
+    let fifth = sent_to_late(400, |number, _| if number.is_multiple_of(5) { 25_000 } else { 10 });
+    assert!(fifth <= 400 + 20, "{fifth}");
 }
 
 #[test]
