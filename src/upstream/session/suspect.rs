@@ -80,6 +80,14 @@ impl UpstreamSession {
                 self.suspicion.past(source.lane, source.position);
                 actions.push(SessionAction::Settle(source.lane, source.position, LedgerOutcome::Acked));
             }
+            SuspectVerdict::Upstream if !self.suspicion.has_acked() => {
+                warn!(
+                    upstream,
+                    "the upstream closes the connection whatever message it gets, and has acknowledged none so far: all are \
+                     kept, and tried again ever more slowly; if it takes only QoS 0, such as mosquitto with max_qos 0, the \
+                     rules need qos = 0"
+                );
+            }
             SuspectVerdict::Upstream => {
                 warn!(
                     upstream,

@@ -323,7 +323,8 @@ impl Suspicion {
             self.in_turn = false;
             return verdict;
         }
-        if self.failures > 1 && self.entries.len() > 1 && now >= self.said_until {
+        let ends_whatever = self.failures > 1 && self.entries.len() > 1 || self.failures >= ALONE && !self.has_acked();
+        if ends_whatever && now >= self.said_until {
             self.said_until = now + REMEMBERED_MS;
             return SuspectVerdict::Upstream;
         }
@@ -347,6 +348,11 @@ impl Suspicion {
     /// verdict.
     pub(crate) fn has_acked_topic(&self) -> bool {
         self.has_acked_topic
+    }
+
+    /// Whether a message was acknowledged.
+    pub(crate) fn has_acked(&self) -> bool {
+        self.acked_at.is_some()
     }
 
     /// Records whether a topic is put off.

@@ -1,5 +1,6 @@
 //! Upstreams that close the connection for reasons of their own, and those that do so at certain messages.
 
+use super::super::suspicion::{Seen, SuspectVerdict, Suspicion};
 use super::*;
 use crate::upstream::backoff::Backoff;
 use crate::upstream::settings::Retry;
@@ -171,4 +172,31 @@ fn a_bad_network_is_not_blamed_on_a_message() {
         bench.disconnect(&Broken::Silent);
     }
     assert_eq!(bench.ledger().pending, 3);
+}
+
+#[test]
+fn an_upstream_that_never_takes_a_message_is_told_apart() {
+    // also if only one message waits, and not after others were taken
+    for (messages, taken, says) in [(1, 0, true), (3, 0, true), (1, 1, false)] {
+        let mut suspicion = Suspicion::default();
+        let seen = |position| Seen {
+            lane: Lane::First,
+            position: Position(position),
+            topic: position,
+            retain: false,
+            exact: false,
+        };
+        for position in 100..100 + taken {
+            suspicion.sent(0);
+            suspicion.acked((Lane::First, Position(position)), || 0, 0);
+        }
+        let mut verdicts = Vec::new();
+        for connection in 0..8 {
+            suspicion.connected(connection);
+            suspicion.sent(connection);
+            verdicts.push(suspicion.ended(&[seen(connection % messages)], true, None, connection));
+        }
+        let said = verdicts.iter().filter(|it| **it == SuspectVerdict::Upstream).count();
+        assert_eq!(said, usize::from(says), "{messages}: {verdicts:?}");
+    }
 }
