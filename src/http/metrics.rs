@@ -163,7 +163,7 @@ fn sensors(text: &mut MetricsText, snapshots: &[SensorSnapshot]) {
 
 fn upstream(text: &mut MetricsText, snapshots: &[UpstreamSnapshot], http: &Http) {
     type Reading = fn(&UpstreamSnapshot, &Http) -> u64;
-    let figures: [(&str, &str, Reading); 11] = [
+    let figures: [(&str, &str, Reading); 12] = [
         ("upstream_connected", "Whether it is connected.", |s, _| u64::from(s.state == UpstreamState::Connected)),
         ("upstream_accepted_total", "Messages accepted for it.", |s, _| s.ledger.accepted),
         ("upstream_acked_total", "Messages that it has acknowledged.", |s, _| s.ledger.acked),
@@ -171,6 +171,9 @@ fn upstream(text: &mut MetricsText, snapshots: &[UpstreamSnapshot], http: &Http)
         ("upstream_expired_total", "Messages that expired while they waited.", |s, _| s.ledger.expired),
         ("upstream_pending", "Messages that wait or are in flight.", |s, _| s.ledger.pending),
         ("upstream_denied_topics", "Topics that it does not take.", |s, _| s.denied_topics as u64),
+        ("upstream_denied_size_bytes", "Size from which on it takes no messages, or 0.", |s, _| {
+            s.denied_size.unwrap_or_default() as u64
+        }),
         ("upstream_backlog_bytes", "Bytes that wait.", |s, _| s.backlog_bytes as u64),
         ("upstream_oldest_age_seconds", "Age of the oldest message that waits.", |s, http| {
             s.oldest_boot_ms.map_or(0, |oldest| http.age_seconds(oldest))

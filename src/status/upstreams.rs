@@ -54,6 +54,9 @@ pub struct UpstreamSnapshot {
     pub(crate) in_flight: usize,
     /// The number of topics that the upstream does not take: it closes the connection at each of their messages, which wait.
     pub(crate) denied_topics: usize,
+    /// The size, in bytes of topic and payload, from which on the upstream does not take messages: it closes the connection at
+    /// each of them, and they wait; `null` if there is none.
+    pub(crate) denied_size: Option<usize>,
     /// The number of bytes that wait for the upstream.
     pub(crate) backlog_bytes: usize,
     /// When the oldest waiting message arrived, in milliseconds of the boot clock.

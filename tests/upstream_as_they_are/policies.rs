@@ -10,7 +10,7 @@ use rustix::process::Signal;
 
 use crate::played::{Played, Say};
 use crate::support::{Connect, Gateway, PATIENCE, Properties, http, wait_until};
-use crate::{drained, ledger, start, upstream};
+use crate::{drained, ledger, publish, start, upstream};
 
 /// An upstream that closes the connection at messages on `loft/secret`, until they are allowed.
 fn policy(allowed: &Arc<AtomicBool>) -> Played {
@@ -19,6 +19,14 @@ fn policy(allowed: &Arc<AtomicBool>) -> Played {
         Some(publish) if publish.topic == "loft/secret" && !allowed.load(Ordering::Relaxed) => Say::Close,
         _ => Say::Usual,
     })
+}
+
+/// Changes the rules, which lets an attempt follow at once.
+fn try_at_once(gateway: &Gateway) {
+    let path = gateway.dir().join("pigateway.toml");
+    let written = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, written + "[[upstream.out]]\ntopic_filter = \"attic/#\"\n").unwrap();
+    gateway.signal(Signal::HUP);
 }
 
 /// Publishes three denied messages and a good one, ten times a second, until so many good ones are at the upstream. Returns the
@@ -114,12 +122,58 @@ fn large_messages_of_a_denied_topic_wait_on_disk_and_arrive_in_order() {
     wait_until("the topic is denied", || http::get(port, "/api/v1/upstreams").json()[0]["denied_topics"] == 1);
     assert_eq!(ledger(port)["pending"], COUNT, "{}", ledger(port));
     allowed.store(true, Ordering::Relaxed);
-    // another rule lets an attempt follow at once
-    let path = gateway.dir().join("pigateway.toml");
-    let written = std::fs::read_to_string(&path).unwrap();
-    std::fs::write(&path, written + "[[upstream.out]]\ntopic_filter = \"attic/#\"\n").unwrap();
-    gateway.signal(Signal::HUP);
+    try_at_once(&gateway);
     assert_eq!((drained(port), ledger(port)["acked"].clone()), (0, (2 * COUNT).into()));
     let secret = played.texts().into_iter().filter_map(|text| text.trim().parse::<usize>().ok());
     assert_eq!(secret.collect::<Vec<_>>(), (0..COUNT).collect::<Vec<_>>());
+}
+
+#[test]
+fn messages_above_a_size_hold_up_no_smaller_ones_and_arrive_when_they_are_allowed() {
+    const SMALL: usize = 150;
+    let allowed = Arc::new(AtomicBool::new(false));
+    let allows = allowed.clone();
+    let played = Played::new(move |heard| match heard.publish() {
+        Some(publish) if publish.text().len() > 1_500 && !allows.load(Ordering::Relaxed) => Say::Close,
+        _ => Say::Usual,
+    });
+    let config = upstream(played.port, "protocol = 4");
+    let (gateway, port) = start(&config);
+    let mut client = Connect::v5("publisher").open(gateway.port);
+    let large = |number: usize| format!("{:<size$}", format!("large {number}"), size = 2_000 + number);
+    // two of three are small, and each is on a topic of its own
+    for number in 0..SMALL {
+        client.publish_with(&format!("loft/s/{number}"), format!("small {number}"), 1, false, &Properties::new());
+        if number % 2 == 0 {
+            client.publish_with(&format!("loft/l/{number}"), large(number), 1, false, &Properties::new());
+        }
+    }
+    client.disconnect();
+    wait_until("the small ones have arrived", || ledger(port)["acked"] == SMALL);
+    let connections = played.log().connections.len();
+    assert!(connections <= 25, "{connections}");
+    let line = gateway.wait_for_line("closes the connection at messages of this size and above");
+    assert!(line.contains("WARN") && line.contains("size=20"), "{line}");
+    wait_until("all are counted", || {
+        let shown = &http::get(port, "/api/v1/upstreams").json()[0];
+        shown["ledger"]["pending"] == SMALL / 2 && shown["denied_size"].as_u64().is_some_and(|size| size > 1_500)
+    });
+    // over a restart
+    let killed = gateway.end();
+    let before = played.log().connections.len();
+    let (setup, port) = killed.setup().config(&config).http();
+    let gateway = setup.start();
+    wait_until("the size is known", || {
+        http::get(port, "/api/v1/upstreams").json()[0]["denied_size"].as_u64().is_some_and(|size| size > 1_500)
+    });
+    publish(&gateway, "later", &["later"], false);
+    played.wait_for(&["later"]);
+    assert!(played.log().connections.len() <= before + 10, "only those that are tried end connections");
+    assert_eq!(ledger(port)["pending"], SMALL / 2);
+    allowed.store(true, Ordering::Relaxed);
+    try_at_once(&gateway);
+    gateway.wait_for_line("takes messages of this size: those that are not larger go on");
+    assert_eq!(drained(port), 0);
+    let texts = played.texts();
+    assert!((0..SMALL).step_by(2).all(|number| texts.contains(&large(number))));
 }

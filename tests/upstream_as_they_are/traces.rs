@@ -55,7 +55,7 @@ fn a_message_on_a_denied_topic_is_followed_to_where_it_is_held_and_on() {
     let trace = || http::get(port, &format!("/api/v1/traces/{id}")).json();
     let mut client = Connect::v5("publisher").open(gateway.port);
     client.publish_with("loft/secret", "followed", 1, false, &Properties::new().user("pigateway-trace", &id));
-    let held = "held: the upstream closes the connection at messages on its topic";
+    let held = "held: the upstream closes the connection at messages of its topic or size";
     wait_until("it is held", || steps(&trace()).iter().any(|step| step == held));
     assert_eq!(
         (steps(&trace()), &trace()["waits_for_upstreams"]),
@@ -65,7 +65,7 @@ fn a_message_on_a_denied_topic_is_followed_to_where_it_is_held_and_on() {
     allowed.store(true, Ordering::Relaxed);
     gateway.signal(Signal::HUP);
     wait_until("it is acknowledged", || trace()["waits_for_upstreams"] == 0);
-    let expected = ["accepted", "synced", held, "taken up again: its topic is tried", "sent", "acknowledged"];
+    let expected = ["accepted", "synced", held, "taken up again: its topic or size is tried", "sent", "acknowledged"];
     assert_eq!(steps(&trace()), expected);
     assert!(played.texts().contains(&"followed".to_owned()));
 }

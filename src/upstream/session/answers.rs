@@ -4,6 +4,7 @@ use tracing::{debug, info, warn};
 
 use super::exact::IN_USE;
 use super::put_off::hash;
+use super::sizes::size_there;
 use super::{
     FIRST_PAUSE_MS, LONGEST_PAUSE_MS, Pause, RETAIN_NOT_SUPPORTED, SentMessage, SessionAction, TRANSIENT,
     UpstreamSession,
@@ -138,7 +139,8 @@ impl UpstreamSession {
         }
         let Some(source) = &self.in_flight[at].source else { return false };
         let topic = || hash(source.message.view().topic());
-        if self.suspicion.acked((source.lane, source.position), topic, now) {
+        let size = size_there(&source.message);
+        if self.suspicion.acked((source.lane, source.position), (topic, size), now) {
             if self.suspicion.doubts_exact() {
                 self.refuse_exact("it closes the connection when it gets it", now);
             }

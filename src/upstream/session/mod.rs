@@ -21,7 +21,7 @@
 //! packets before any message ([`opening`]), then the retain flag, then single messages. A message is set aside only if
 //! others are acknowledged ([`suspect`]). Failures of the network do not count. No more than `rate` is sent.
 //!
-//! **Denied.** If the upstream closes the connection at every message of a topic, the messages of this topic wait, and one of
+//! **Denied.** If the upstream closes the connection at every message of a topic, or above a size, these messages wait, and one of
 //! them is tried now and then ([`denied`]).
 //!
 //! **Put off.** A message that does not get through although others do lets others go first and is tried again later
@@ -54,7 +54,9 @@ mod rate;
 mod refusals;
 mod sent;
 mod settling;
+mod sizes;
 mod suspect;
+mod suspected;
 mod suspicion;
 mod unconfirmed;
 mod under_way;

@@ -67,7 +67,7 @@ impl UpstreamSession {
         match self.outgoing(message, is_current, now) {
             Ok(mut out) => {
                 out.retain &= !self.suspicion.leaves_out_flag(lane, position);
-                out.qos = self.answered_qos(out.qos, message.view().topic());
+                out.qos = self.answered_qos(out.qos, message);
                 if self.suspicion.leaves_out_exact(lane, position) {
                     // its packet id is not freed, because the end of the connection would not tell which of both was the reason
                     out.qos = out.qos.min(Qos::AtLeastOnce);
@@ -113,7 +113,7 @@ impl UpstreamSession {
         is_missing: impl Fn(&str) -> bool,
         now: u64,
     ) -> Option<OutMessage> {
-        if self.is_denied(message.view().topic()) {
+        if self.is_denied(message) {
             return None;
         }
         let mut out = match message.view().origin() == self.origin {

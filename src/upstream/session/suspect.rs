@@ -25,7 +25,9 @@
 use tracing::warn;
 
 use super::put_off::hash;
-use super::suspicion::{Seen, SuspectVerdict};
+use super::sizes::size_there;
+use super::suspected::Seen;
+use super::suspicion::SuspectVerdict;
 use super::{SentMessage, SessionAction, UpstreamSession};
 use crate::journal::Position;
 use crate::message::Message;
@@ -46,18 +48,19 @@ impl UpstreamSession {
         let seen = sent.iter().filter_map(|message| {
             let source = message.source.as_ref()?;
             let (retain, exact) = (message.retain, message.is_exact);
-            let topic = hash(source.message.view().topic());
-            Some(Seen { lane: source.lane, position: source.position, topic, retain, exact })
+            let (topic, size) = (hash(source.message.view().topic()), size_there(&source.message));
+            Some(Seen { lane: source.lane, position: source.position, topic, size, retain, exact })
         });
         let seen: Vec<Seen> = seen.collect();
         let source = sent.iter().find_map(|message| message.source.clone());
         if under_way == 1 && source.as_ref().is_some_and(|source| self.ended_at_topic(source, now, actions)) {
             return;
         }
-        self.suspicion.set_denied(self.denied_topics() > 0);
+        self.suspicion.set_denied(self.has_denied());
         let topic = seen.first().map(|seen| seen.topic).filter(|_| self.denied.has_room());
         let topic_verdict = topic.map(|topic| self.denied.has_verdict(topic));
-        let verdict = self.suspicion.ended(&seen, under_way == 1, topic_verdict, now);
+        let causes = (topic_verdict, self.denied_size());
+        let verdict = self.suspicion.ended(&seen, under_way == 1, causes, now);
         if under_way == 1
             && let Some(seen) = seen.first()
         {
@@ -74,7 +77,8 @@ impl UpstreamSession {
                     self.denied.add_verdict(source.message.view().topic());
                 }
             }
-            SuspectVerdict::Topic => self.deny(&source.message, now),
+            SuspectVerdict::Topic(size) => self.deny(&source.message, size, now),
+            SuspectVerdict::Size(size) => self.deny_size(size, now),
             SuspectVerdict::Flag => {
                 self.refuse_retain("it closes the connection when it gets the flag", now);
                 self.suspicion.past(source.lane, source.position);

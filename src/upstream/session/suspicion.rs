@@ -1,6 +1,7 @@
 //! Conclusions from connections that end at a message: see [`super::suspect`]. Makes decisions without I/O.
 
-use super::STRIKES;
+use super::suspected::{Flag, Seen, Suspect};
+use super::{STRIKES, sizes};
 use crate::journal::Position;
 use crate::upstream::lanes::Lane;
 
@@ -25,40 +26,6 @@ const ALONE: u32 = 4;
 /// The number of messages that arrive at QoS 1 and not at QoS 2 after which QoS 2 is not used any more.
 const EXACT_DOUBTS: u32 = 2;
 
-/// Whether the retain flag, or QoS 2, ends connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Flag {
-    /// It is not known yet.
-    Unknown,
-    /// The flag is left out the next time, or QoS 1 is used.
-    LeftOut,
-    /// Without the flag the message was acknowledged; now it is sent with the flag again.
-    Proving,
-    /// The flag makes no difference.
-    Innocent,
-}
-
-/// A message that has ended a connection while it was the only one in flight.
-#[derive(Clone, Copy, Debug)]
-struct Suspect {
-    lane: Lane,
-    position: Position,
-    /// The hash of its topic.
-    topic: u64,
-    strikes: u32,
-    /// Whether others were acknowledged since the last strike.
-    others: bool,
-    /// Whether messages of other topics were acknowledged since it first ended a connection.
-    others_only: bool,
-    /// Whether a message of its topic was acknowledged since.
-    has_acked_topic: bool,
-    /// Whether it has something that may be the reason instead of its topic: the retain flag, or QoS 2.
-    has_flag: bool,
-    /// Whether it was sent at QoS 2.
-    exact: bool,
-    flag: Flag,
-}
-
 /// What may be sent before a suspected message on this connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Plan {
@@ -71,19 +38,6 @@ enum Plan {
     OtherTopics(u32),
 }
 
-/// A message that was in flight.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Seen {
-    pub(crate) lane: Lane,
-    pub(crate) position: Position,
-    /// The hash of its topic.
-    pub(crate) topic: u64,
-    /// Whether it was sent with the retain flag.
-    pub(crate) retain: bool,
-    /// Whether it was sent at QoS 2.
-    pub(crate) exact: bool,
-}
-
 /// The conclusion from the end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SuspectVerdict {
@@ -93,8 +47,10 @@ pub(super) enum SuspectVerdict {
     Guilty,
     /// The retain flag is the cause; the message has arrived without it.
     Flag,
-    /// The topic of this message is the cause.
-    Topic,
+    /// The topic of this message is the cause; or, if a size is given, perhaps that messages have at least this size.
+    Topic(Option<usize>),
+    /// The cause is that messages have at least this size.
+    Size(usize),
     /// No message is the cause.
     Upstream,
 }
@@ -107,6 +63,8 @@ pub(super) struct Suspicion {
     /// The positions reached in the lanes.
     passed: [Position; 2],
     entries: Vec<Suspect>,
+    /// Messages that were found to be the cause, to see whether their size is the reason.
+    guilty: Vec<Suspect>,
     plan: Plan,
     /// The number of connections in a row that ended at a single message, without any acknowledgement.
     failures: u32,
@@ -130,6 +88,8 @@ pub(super) struct Suspicion {
     has_acked_topic: bool,
     /// Whether others were to be sent, and nothing but suspects waited.
     is_exhausted: bool,
+    /// The size of the largest message that was acknowledged since a size was found to be the cause.
+    largest: usize,
     /// Until when it is not said again that the upstream is the cause.
     said_until: u64,
 }
@@ -263,11 +223,12 @@ impl Suspicion {
 
     /// Handles the end of a connection by the upstream with these messages unanswered. `alone` tells that nothing else was.
     /// `topic_verdict` tells whether an earlier message of the topic was set aside; it is `None` if no topic can be put off.
+    /// `known_size` is the size from which on messages are put off.
     pub(crate) fn ended(
         &mut self,
         unanswered: &[Seen],
         alone: bool,
-        topic_verdict: Option<bool>,
+        (topic_verdict, known_size): (Option<bool>, Option<usize>),
         now: u64,
     ) -> SuspectVerdict {
         for seen in unanswered {
@@ -278,14 +239,41 @@ impl Suspicion {
             return SuspectVerdict::Open;
         };
         self.failures += 1;
-        let is_first = self.sent <= 1;
         let at = self.entry_of(seen);
         if self.is_topic(at, topic_verdict, now) {
+            let size = sizes::possible_size(self.entries.iter().filter(|entry| entry.topic == seen.topic));
             self.entries.retain(|entry| entry.topic != seen.topic);
             (self.failures, self.in_turn) = (0, false);
-            return SuspectVerdict::Topic;
+            return SuspectVerdict::Topic(size);
         }
         self.others_end_too(at);
+        let proved = self.strike(at, seen, now);
+        if let Some(size) = self.size_of_cause(at, known_size.is_some(), proved, now) {
+            self.entries.retain(|entry| entry.size < size);
+            self.guilty.clear();
+            (self.failures, self.in_turn) = (0, false);
+            return SuspectVerdict::Size(size);
+        }
+        if let Some(verdict) = proved {
+            let entry = self.entries.remove(at);
+            self.has_acked_topic = entry.has_acked_topic;
+            if verdict == SuspectVerdict::Guilty {
+                sizes::remember(&mut self.guilty, entry);
+            }
+            self.in_turn = false;
+            return verdict;
+        }
+        let ends_whatever = self.failures > 1 && self.entries.len() > 1 || self.failures >= ALONE && !self.has_acked();
+        if ends_whatever && now >= self.said_until {
+            self.said_until = now + REMEMBERED_MS;
+            return SuspectVerdict::Upstream;
+        }
+        SuspectVerdict::Open
+    }
+
+    /// Counts a connection that has ended at this message against it. Returns what that proves, if anything.
+    fn strike(&mut self, at: usize, seen: Seen, now: u64) -> Option<SuspectVerdict> {
+        let is_first = self.sent <= 1;
         let quiet = match (self.is_clear(now), self.has_denied) {
             (true, _) => CLEAR_QUIET_MS,
             (_, true) => self.needed_quiet.max(DENIED_QUIET_MS),
@@ -296,7 +284,7 @@ impl Suspicion {
         let is_flag_due = is_first && (self.is_clear(now) || is_due);
         let needed = self.needed(now);
         let entry = &mut self.entries[at];
-        let proved = match entry.flag {
+        match entry.flag {
             Flag::Proving => is_flag_due.then_some(SuspectVerdict::Flag),
             Flag::LeftOut => {
                 entry.flag = Flag::Innocent;
@@ -317,18 +305,19 @@ impl Suspicion {
                 }
                 (entry.strikes >= needed).then_some(SuspectVerdict::Guilty)
             }
-        };
-        if let Some(verdict) = proved {
-            self.has_acked_topic = self.entries.remove(at).has_acked_topic;
-            self.in_turn = false;
-            return verdict;
         }
-        let ends_whatever = self.failures > 1 && self.entries.len() > 1 || self.failures >= ALONE && !self.has_acked();
-        if ends_whatever && now >= self.said_until {
-            self.said_until = now + REMEMBERED_MS;
-            return SuspectVerdict::Upstream;
+    }
+
+    /// The size from which on messages are the cause, if it is that. If one `is_known`, it may be smaller; then it needs the same
+    /// evidence as to set the message aside, and all that was acknowledged since must be smaller.
+    fn size_of_cause(&mut self, at: usize, is_known: bool, proved: Option<SuspectVerdict>, now: u64) -> Option<usize> {
+        let size = self.entries[at].size;
+        if is_known {
+            return (proved == Some(SuspectVerdict::Guilty) && size > self.largest).then_some(size);
         }
-        SuspectVerdict::Open
+        let all = self.entries.iter().chain(&self.guilty);
+        self.largest = all.map(|entry| entry.largest).max().unwrap_or_default();
+        sizes::denied_size(&self.entries, at, &self.guilty).filter(|_| self.needed(now) == STRIKES)
     }
 
     /// Whether the topic of this message is the cause: two of its messages have ended connections, others were acknowledged in
@@ -339,8 +328,7 @@ impl Suspicion {
         if of_topic().any(|(_, entry)| entry.has_acked_topic) {
             return false;
         }
-        let is_plain = |entry: &Suspect| !entry.has_flag || entry.flag == Flag::Innocent;
-        let mut others = of_topic().filter(|(other, entry)| *other != at && is_plain(entry));
+        let mut others = of_topic().filter(|(other, entry)| *other != at && entry.is_plain());
         has_verdict || others.any(|(_, entry)| entry.others_only)
     }
 
@@ -368,10 +356,15 @@ impl Suspicion {
         self.innocent_at = now;
     }
 
+    /// The time without acknowledgements that the last attempt needs, at least so long, in milliseconds.
+    pub(crate) fn needed_quiet(&self, least_ms: u64) -> u64 {
+        self.needed_quiet.max(least_ms)
+    }
+
     /// Whether the message that was sent last was the first one of its connection, after as long a time without
     /// acknowledgements as others have needed, and at least so long.
     pub(crate) fn was_first_after(&self, quiet_ms: u64) -> bool {
-        self.sent <= 1 && self.quiet >= self.needed_quiet.max(quiet_ms)
+        self.sent <= 1 && self.quiet >= self.needed_quiet(quiet_ms)
     }
 
     /// The index of what is known about a message.
@@ -381,11 +374,14 @@ impl Suspicion {
             if self.entries.len() >= ENTRIES {
                 self.entries.remove(0);
             }
-            let Seen { lane, position, topic, retain, exact } = seen;
+            let Seen { lane, position, topic, size, retain, exact } = seen;
             self.entries.push(Suspect {
                 lane,
                 position,
                 topic,
+                size,
+                acked: 0,
+                largest: 0,
                 strikes: 0,
                 others: true,
                 others_only: false,
@@ -411,18 +407,23 @@ impl Suspicion {
         }
     }
 
-    /// Records an acknowledgement. Returns `false` if the message must be sent once more, with its retain flag.
-    pub(crate) fn acked(&mut self, (lane, position): (Lane, Position), topic: impl FnOnce() -> u64, now: u64) -> bool {
+    /// Records an acknowledgement of a message of this size. Returns `false` if the message must be sent once more, with its
+    /// retain flag.
+    pub(crate) fn acked(
+        &mut self,
+        (lane, position): (Lane, Position),
+        (topic, size): (impl FnOnce() -> u64, usize),
+        now: u64,
+    ) -> bool {
         (self.failures, self.is_exhausted) = (0, false);
+        self.largest = self.largest.max(size);
         self.acked_at = Some(now);
         let tells_quiet = self.sent == 1 && !self.is_clear(now);
         let is_it = |entry: &Suspect| (entry.lane, entry.position) == (lane, position);
-        if !self.entries.is_empty() {
+        if !self.entries.is_empty() || !self.guilty.is_empty() {
             let topic = topic();
-            for entry in self.entries.iter_mut().filter(|entry| !is_it(entry)) {
-                entry.others = true;
-                entry.has_acked_topic |= entry.topic == topic;
-                entry.others_only |= entry.topic != topic;
+            for entry in self.entries.iter_mut().chain(&mut self.guilty).filter(|entry| !is_it(entry)) {
+                entry.passed_by(topic, size);
             }
         }
         match self.entries.iter_mut().find(|entry| is_it(entry)) {

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 
 use super::put_off::hash;
 use super::{SentMessage, UpstreamSession};
-use crate::message::Qos;
+use crate::message::{Message, Qos};
 
 /// The number of connections that must have ended after messages of a topic.
 const ENDS: u32 = 2;
@@ -85,14 +85,14 @@ impl Unconfirmed {
 }
 
 impl UpstreamSession {
-    /// The QoS at which a message of this topic is sent that would go at this one: QoS 1 instead of 0 where the answer tells what
+    /// The QoS at which a message is sent that would go at this one: QoS 1 instead of 0 where the answer tells what
     /// the upstream ends connections for.
-    pub(super) fn answered_qos(&self, qos: Qos, topic: &str) -> Qos {
+    pub(super) fn answered_qos(&self, qos: Qos, message: &Message) -> Qos {
         let Some(link) = self.link.filter(|_| qos == Qos::AtMostOnce) else { return qos };
         let tells = self.is_cautious()
             || self.denied.wants_others()
-            || self.is_denied(topic)
-            || !self.unconfirmed.ended.is_empty() && self.unconfirmed.doubts(hash(topic));
+            || self.is_denied(message)
+            || !self.unconfirmed.ended.is_empty() && self.unconfirmed.doubts(hash(message.view().topic()));
         if tells { Qos::AtLeastOnce.min(link.max_qos) } else { qos }
     }
 

@@ -111,6 +111,21 @@ impl Shelf {
         self.journal.kept(record).into_iter().find(|(name, _)| **name == *record).map(|(_, value)| value)
     }
 
+    /// Keeps what the session has noted of the size that the upstream does not take.
+    pub(super) fn note_size(&self, note: Option<&[u8]>) {
+        // without it, a start tries these messages one after the other
+        let _ = self.journal.keep(&self.size_record(), note, true);
+    }
+
+    /// What was kept.
+    pub(super) fn size_note(&self) -> Option<Bytes> {
+        self.kept(&self.size_record())
+    }
+
+    fn size_record(&self) -> String {
+        format!("{PREFIX}{}\0size", self.upstream)
+    }
+
     /// Whether a message can be put onto the shelf later, if there is no room for it now.
     pub(super) fn may_have_room_for(&self, message: &Message) -> bool {
         !self.journal.appender().is_too_large(message, 1)

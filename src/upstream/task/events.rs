@@ -112,6 +112,9 @@ impl<C: UpstreamClient> Upstream<C> {
             // there is room for the whole window, so a connection without room has stopped
             alive &= done.is_ok();
         }
+        if let Some(note) = self.session.size_news() {
+            self.denied.note_size(note.as_deref());
+        }
         alive
     }
 }

@@ -217,6 +217,9 @@ impl<C: UpstreamClient> Upstream<C> {
         let large = Shelf::of_large(journal, &current.name, limits);
         let asked = AskedRecord::new(journal, &current.name);
         let mut session = UpstreamSession::new(rules, &current);
+        if let Some(note) = denied.size_note() {
+            session.restore_size(&note);
+        }
         for (lane, consumer) in consumers.all().filter(|_| mark.is_exact() == Some(true)) {
             session.may_have_begun(lane, journal.maybe_sent(consumer, u16::MAX.into()));
         }

@@ -16,7 +16,7 @@ use crate::upstream::wire::{Role, UpstreamClient};
 enum ShelfFor {
     /// Messages that no rule matches.
     NoRule,
-    /// Messages whose topic the upstream does not take.
+    /// Messages whose topic or size the upstream does not take.
     Denied,
     /// Messages that are larger than the present address takes.
     Large,
@@ -27,7 +27,7 @@ impl ShelfFor {
     fn held(self) -> &'static str {
         match self {
             ShelfFor::NoRule => "held: no rule matches it any more",
-            ShelfFor::Denied => "held: the upstream closes the connection at messages on its topic",
+            ShelfFor::Denied => "held: the upstream closes the connection at messages of its topic or size",
             ShelfFor::Large => "held: it is larger than this address of the upstream takes",
         }
     }
@@ -97,7 +97,7 @@ impl<C: UpstreamClient> Upstream<C> {
                     self.door.trace(position, TraceEvent::Settled(outcome.shown()), &self.name);
                 }
             }
-            if result.is_ok() && is_for == ShelfFor::Denied && !self.session.is_denied(message.view().topic()) {
+            if result.is_ok() && is_for == ShelfFor::Denied && self.session.is_on_shelf(&message) {
                 self.look_at_denied();
             }
         }
@@ -132,7 +132,7 @@ impl<C: UpstreamClient> Upstream<C> {
     pub(super) fn look_for_tried(&mut self) -> bool {
         let was_read =
             || self.session.has_room(Role::Live) && Lane::ALL.iter().all(|lane| !self.readers.has_unread(*lane));
-        if self.session.denied_topics() == 0 || !was_read() || !self.session.misses_tried() {
+        if !self.session.has_denied() || !was_read() || !self.session.misses_tried() {
             return false;
         }
         self.look_at_denied();
@@ -154,9 +154,9 @@ impl<C: UpstreamClient> Upstream<C> {
         }
         let to = self.consumers.id(self.lanes.for_old());
         let session = &mut self.session;
-        let more = self.denied.take_back(|message| session.takes_back(message.view().topic()), to);
+        let more = self.denied.take_back(|message| session.takes_back(message), to);
         let moves = self.denied.take_moves();
-        self.trace_moves(ShelfFor::Denied, moves, "taken up again: its topic is tried");
+        self.trace_moves(ShelfFor::Denied, moves, "taken up again: its topic or size is tried");
         if self.denied.is_done() {
             self.wants_denied = false;
             self.session.took_back();

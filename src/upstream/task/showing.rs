@@ -23,6 +23,7 @@ impl<C: UpstreamClient> Upstream<C> {
         self.shown.count(&self.consumers.all_backlog());
         self.shown.in_flight = self.session.in_flight();
         self.shown.denied_topics = self.session.denied_topics();
+        self.shown.denied_size = self.session.denied_size();
         (self.shown.received, self.shown.received_dropped) = self.inbox.counts();
         let shown = &self.shown;
         self.snapshots.send_if_modified(|last| {

@@ -131,10 +131,18 @@ impl PutOff {
         self.entries.iter_mut().filter(|entry| entry.is_denied).for_each(|entry| entry.due = 0);
     }
 
-    /// Lets no attempt for a topic follow before then.
-    pub(in crate::upstream::session) fn keep_apart(&mut self, until: u64) {
-        let denied = self.entries.iter_mut().filter(|entry| entry.is_denied);
-        denied.for_each(|entry| entry.due = entry.due.max(until));
+    /// Sets when a message that is put off is tried.
+    pub(in crate::upstream::session) fn set_due(&mut self, (lane, position): (Lane, Position), due: u64) {
+        if let Some(entry) = self.entry(lane, position) {
+            entry.due = due;
+        }
+    }
+
+    /// Sets the topic whose messages are like one that is put off.
+    pub(in crate::upstream::session) fn set_topic(&mut self, (lane, position): (Lane, Position), topic: u64) {
+        if let Some(entry) = self.entry(lane, position) {
+            entry.topic = Some(topic);
+        }
     }
 
     /// Records that a message has ended, with whatever outcome.

@@ -81,7 +81,9 @@ impl UpstreamSession {
 
     /// Whether a message is like one that is put off.
     fn is_like(&self, source: &SentFrom, entry: &PutOffEntry) -> bool {
-        entry.topic.is_some_and(|topic| topic == hash(source.message.view().topic()))
+        let is_of =
+            |topic| topic == hash(source.message.view().topic()) || self.denied.key(&source.message) == Some(topic);
+        entry.topic.is_some_and(is_of) && !self.denied.has_probe((source.lane, source.position))
             || entry.exact && self.goes_exactly_once(&source.message)
     }
 

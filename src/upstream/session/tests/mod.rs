@@ -10,6 +10,7 @@ mod packet_limits;
 mod policies;
 mod put_off;
 mod refusals;
+mod sizes;
 mod strict;
 mod suspect;
 
@@ -140,10 +141,9 @@ impl Bench {
                 SessionAction::Shelve(..) => panic!("one lane only"),
                 SessionAction::Deny(lane, position) => {
                     let message = self.session.unmeant(lane, position).unwrap();
-                    let is_denied = self.session.is_denied(message.view().topic());
-                    self.denied.push(message);
+                    self.denied.push(message.clone());
                     self.settle(lane, position, crate::journal::Outcome::Moved);
-                    if !is_denied {
+                    if self.session.is_on_shelf(&message) {
                         self.take_back();
                     }
                 }
@@ -187,7 +187,7 @@ impl Bench {
     /// Appends what comes back from the shelf.
     fn take_back(&mut self) {
         for message in std::mem::take(&mut self.denied) {
-            if self.session.takes_back(message.view().topic()) {
+            if self.session.takes_back(&message) {
                 let position = self.journal.append(&message, &[self.old.0]).unwrap();
                 while *self.journal.synced().borrow() < position {
                     std::thread::yield_now();

@@ -1,6 +1,7 @@
 //! Upstreams that close the connection for reasons of their own, and those that do so at certain messages.
 
-use super::super::suspicion::{Seen, SuspectVerdict, Suspicion};
+use super::super::suspected::Seen;
+use super::super::suspicion::{SuspectVerdict, Suspicion};
 use super::*;
 use crate::upstream::backoff::Backoff;
 use crate::upstream::settings::Retry;
@@ -183,18 +184,19 @@ fn an_upstream_that_never_takes_a_message_is_told_apart() {
             lane: Lane::First,
             position: Position(position),
             topic: position,
+            size: 1,
             retain: false,
             exact: false,
         };
         for position in 100..100 + taken {
             suspicion.sent(0);
-            suspicion.acked((Lane::First, Position(position)), || 0, 0);
+            suspicion.acked((Lane::First, Position(position)), (|| 0, 1), 0);
         }
         let mut verdicts = Vec::new();
         for connection in 0..8 {
             suspicion.connected(connection);
             suspicion.sent(connection);
-            verdicts.push(suspicion.ended(&[seen(connection % messages)], true, None, connection));
+            verdicts.push(suspicion.ended(&[seen(connection % messages)], true, (None, None), connection));
         }
         let said = verdicts.iter().filter(|it| **it == SuspectVerdict::Upstream).count();
         assert_eq!(said, usize::from(says), "{messages}: {verdicts:?}");

@@ -11,14 +11,21 @@
 //!   and are the first to give way. They come back when the topic is taken, before newer messages.
 //! - The reason may be the message and not the topic. So it is set aside when [`super::STRIKES`] attempts have failed, others
 //!   were acknowledged in between, and then another one that is the first message of its connection after [`QUIET_MS`]
-//!   without any. Then the next message of the topic is tried.
+//!   without any, or as long a time as others have needed. Then the next message of the topic is tried.
+//!
+//! Messages may also be put off because of their size ([`large`]).
 //!
 //! After a start nothing is known of the topics, but what lies on the shelf shows which they were. Of each the first message in
 //! the lanes is tried, which is the one that was tried before. If there is none, the oldest one comes back from the shelf.
 
+mod back;
+mod large;
+
 use tracing::{info, warn};
 
+use self::large::DeniedLarge;
 use super::put_off::hash;
+use super::sizes::size_there;
 use super::{SentFrom, SentMessage, SessionAction, UpstreamSession};
 use crate::journal::Position;
 use crate::message::Message;
@@ -35,10 +42,16 @@ const APART_MS: u64 = 20_000;
 /// For how long nothing else is sent before the attempt that may set a message aside, in milliseconds.
 const QUIET_MS: u64 = 30_000;
 
+/// The outcome of messages that are about to be put onto the shelf.
+const SHELVED: LedgerOutcome = LedgerOutcome::Dropped(DropReason::EndsConnection);
+
 /// A topic of which messages have ended connections.
 #[derive(Debug)]
 struct DeniedTopic {
+    /// The hash of the topic, or the key of its large messages.
     topic: u64,
+    /// Whether only its large messages are concerned.
+    is_large: bool,
     /// Whether its messages are put off; otherwise one of them was set aside.
     is_put_off: bool,
     /// The message that is tried.
@@ -55,6 +68,15 @@ struct DeniedTopic {
     strikes: u32,
     /// Whether others were acknowledged since the last attempt.
     others: bool,
+    /// The number of the last attempt, among those of large messages.
+    last: u64,
+    /// Whether its large message makes room for others.
+    retires: bool,
+    /// The size of the large message that is tried; of a topic the size that may be the reason instead, or 0.
+    size: usize,
+    /// The smaller message of the topic that shows whether the size is the reason, and whether there may be one.
+    probe: Option<(Lane, Position)>,
+    may_probe: bool,
 }
 
 /// The attempt of a topic.
@@ -72,21 +94,32 @@ enum TopicAttempt {
 #[derive(Debug, Default)]
 pub(super) struct DeniedTopics {
     topics: Vec<DeniedTopic>,
+    large: DeniedLarge,
     attempt: TopicAttempt,
     /// Whether the last connection ended because of a topic.
     has_ended: bool,
     /// Whether it is known what lies on the shelf.
     knows_shelf: bool,
+    /// Whether what the journal keeps of sizes has changed.
+    has_news: bool,
 }
 
 impl DeniedTopics {
     pub(super) fn is_empty(&self) -> bool {
-        self.topics.is_empty()
+        self.topics.is_empty() && self.large.least.is_none()
+    }
+
+    /// The key of the attempt.
+    fn attempt_key(&self) -> Option<u64> {
+        match self.attempt {
+            TopicAttempt::None => None,
+            TopicAttempt::Quiet(key, _) | TopicAttempt::Alone(key, _) => Some(key),
+        }
     }
 
     /// Whether a further topic can be put off.
     pub(super) fn has_room(&self) -> bool {
-        self.topics.iter().filter(|it| it.is_put_off).count() < TOPICS
+        self.topics.iter().filter(|it| it.is_put_off && !it.is_large).count() < TOPICS
     }
 
     /// Whether a message of this topic was set aside, and none was acknowledged since.
@@ -139,12 +172,13 @@ impl DeniedTopics {
     fn record(&mut self, topic: u64) -> Option<&mut DeniedTopic> {
         let known = self.topics.iter().position(|it| it.topic == topic);
         let at = known.or_else(|| {
-            if self.topics.len() >= TOPICS {
+            if self.topics.len() >= TOPICS + large::MOST {
                 let unused = self.topics.iter().position(|it| !it.is_put_off)?;
                 self.topics.remove(unused);
             }
             self.topics.push(DeniedTopic {
                 topic,
+                is_large: false,
                 is_put_off: false,
                 tried: None,
                 comes_back: false,
@@ -153,6 +187,11 @@ impl DeniedTopics {
                 times: 0,
                 strikes: 0,
                 others: false,
+                last: 0,
+                retires: false,
+                size: 0,
+                probe: None,
+                may_probe: false,
             });
             Some(self.topics.len() - 1)
         })?;
@@ -186,7 +225,7 @@ impl DeniedTopics {
 
     /// Ends the attempt of a topic.
     fn end_attempt(&mut self, topic: u64) {
-        if matches!(self.attempt, TopicAttempt::Alone(of, _) | TopicAttempt::Quiet(of, _) if of == topic) {
+        if self.attempt_key() == Some(topic) {
             self.attempt = TopicAttempt::None;
         }
     }
@@ -194,28 +233,38 @@ impl DeniedTopics {
     /// Lets an attempt of each topic follow at once.
     fn try_all(&mut self) {
         self.topics.iter_mut().for_each(|it| (it.due, it.times) = (0, 0));
+        self.large.try_at_once();
     }
 }
 
 impl UpstreamSession {
-    /// Whether the messages of this topic are put off.
-    pub(crate) fn is_denied(&self, topic: &str) -> bool {
-        !self.denied.is_empty() && {
-            let topic = hash(topic);
-            self.denied.topics.iter().any(|it| it.is_put_off && it.topic == topic)
-        }
+    /// Whether messages like this one are put off because of their topic or size.
+    pub(crate) fn is_denied(&self, message: &Message) -> bool {
+        self.denied.key(message).is_some()
     }
 
-    /// The number of topics whose messages are put off.
+    /// The number of topics whose messages are put off, whatever their size.
     pub(crate) fn denied_topics(&self) -> usize {
-        self.denied.topics.iter().filter(|it| it.is_put_off).count()
+        self.denied.topics.iter().filter(|it| it.is_put_off && !it.is_large).count()
+    }
+
+    /// Whether messages are put off because of their topic or size.
+    pub(crate) fn has_denied(&self) -> bool {
+        self.denied.topics.iter().any(|it| it.is_put_off) || self.denied.large.least.is_some()
     }
 
     /// Puts off the messages of the topic of this one.
-    pub(super) fn deny(&mut self, message: &Message, now: u64) {
+    /// If a size is given, that may be the reason instead, so one smaller message of the topic is sent.
+    pub(super) fn deny(&mut self, message: &Message, size: Option<usize>, now: u64) {
         let topic = message.view().topic();
+        let head = self.denied.end_head(hash(topic));
         let Some(it) = self.denied.record(hash(topic)) else { return };
+        if let Some(head) = head {
+            (it.tried, it.comes_back, it.has_shelved) = (head.tried, head.comes_back, head.has_shelved);
+            head.tried.into_iter().for_each(|tried| self.put_off.set_topic(tried, it.topic));
+        }
         (it.is_put_off, it.due, it.times, it.strikes, it.others) = (true, now + FIRST_MS, 0, 0, false);
+        (it.size, it.probe, it.may_probe) = (size.unwrap_or(0), None, size.is_some());
         self.denied.has_ended = true;
         warn!(
             upstream = self.name,
@@ -265,17 +314,42 @@ impl UpstreamSession {
         if self.denied.is_empty() {
             return Some(source);
         }
-        let (topic, place) = (hash(source.message.view().topic()), (source.lane, source.position));
+        let Some(topic) = self.denied.key(&source.message) else { return Some(source) };
+        let place = (source.lane, source.position);
+        if self.denied.is_probe(topic, size_there(&source.message), place) {
+            return Some(source);
+        }
+        // the upstream may have it, by the packet id of this place
+        let is_begun = is_released || source.is_begun || source.is_possible;
+        if !is_begun && self.denied.retires(topic, place) {
+            self.put_off.past(source.lane, source.position);
+            self.shelve(source, now, actions);
+            return None;
+        }
+        if self.denied.put_off(topic).is_none() {
+            let (put_off, frees) = (&self.put_off, &mut self.denied);
+            let frees = frees.free_missing_heads(|lane, position| put_off.knows(lane, position));
+            actions.extend(frees.then_some(SessionAction::TakeBack));
+            let is_shelving = self.in_flight.iter().any(|message| message.outcome == Some(SHELVED));
+            let size = size_there(&source.message);
+            if !self.denied.begins_head(topic, size, (is_begun, is_shelving)) {
+                if is_begun {
+                    return Some(source);
+                }
+                self.shelve(source, now, actions);
+                return None;
+            }
+        }
         let Some(it) = self.denied.put_off(topic) else { return Some(source) };
         if it.tried.is_some_and(|(lane, position)| !self.put_off.knows(lane, position)) {
             // the journal does not have it any more
             (it.tried, it.strikes) = (None, 0);
             actions.extend(it.has_shelved.then_some(SessionAction::TakeBack));
         }
-        // the upstream may have it, by the packet id of this place
-        let is_begun = is_released || source.is_begun || source.is_possible;
         if it.tried.is_none() && (it.comes_back || !it.has_shelved || is_begun) {
             (it.tried, it.comes_back) = (Some(place), false);
+            let size = size_there(&source.message);
+            it.size = if it.is_large { size } else { it.size.min(size) };
         }
         let is_tried = it.tried == Some(place);
         if is_tried {
@@ -286,12 +360,17 @@ impl UpstreamSession {
             return None;
         }
         it.has_shelved = true;
+        self.shelve(source, now, actions);
+        None
+    }
+
+    /// Puts a message onto the shelf when those before it are settled.
+    fn shelve(&mut self, source: SentFrom, now: u64, actions: &mut Vec<SessionAction>) {
         self.under_way.begin(&source);
         let mut shelved = SentMessage::new(Some(source), now);
-        shelved.outcome = Some(LedgerOutcome::Dropped(DropReason::EndsConnection));
+        shelved.outcome = Some(SHELVED);
         self.in_flight.push_back(shelved);
         self.settle(actions);
-        None
     }
 
     /// Records how a message has ended, while topics are known.
@@ -305,12 +384,22 @@ impl UpstreamSession {
         let topic = hash(message.view().topic());
         if outcome == LedgerOutcome::Acked {
             self.denied.topics.iter_mut().for_each(|it| it.others = true);
+            self.took_size(message, actions);
+        } else if let Some(head) = self.denied.topics.iter().find(|it| it.is_large && it.tried == Some(place)) {
+            let key = head.topic;
+            actions.extend(self.denied.free_head(key).then_some(SessionAction::TakeBack));
+            return;
         }
         let Some(at) = self.denied.topics.iter().position(|it| it.topic == topic) else { return };
         let it = &mut self.denied.topics[at];
         if outcome == LedgerOutcome::Acked {
             let it = self.denied.topics.swap_remove(at);
-            if it.is_put_off {
+            if let Some(tried) = it.tried {
+                self.put_off.set_due(tried, 0);
+            }
+            if it.is_put_off && it.probe == Some(place) {
+                self.deny_size_instead(&it);
+            } else if it.is_put_off {
                 self.suspicion.found_innocent();
                 info!(upstream = self.name, topic = message.view().topic(), "the upstream takes this topic again");
             }
@@ -319,6 +408,7 @@ impl UpstreamSession {
             (it.tried, it.strikes) = (None, 0);
             actions.extend(it.has_shelved.then_some(SessionAction::TakeBack));
         } else {
+            it.probe = it.probe.filter(|probe| *probe != place);
             return;
         }
         self.denied.end_attempt(topic);
@@ -330,29 +420,44 @@ impl UpstreamSession {
         if self.denied.is_empty() {
             return false;
         }
-        let (topic, place) = (hash(source.message.view().topic()), (source.lane, source.position));
+        let Some(topic) = self.denied.key(&source.message) else { return false };
+        let place = (source.lane, source.position);
+        if self.denied.ended_at_probe(topic, place) {
+            return true;
+        }
         let is_last = self.denied.attempt == TopicAttempt::Alone(topic, true);
         let needed = self.suspicion.needed(now);
         let Some(it) = self.denied.put_off(topic).filter(|it| it.tried == Some(place)) else { return false };
         let counts = u32::from(std::mem::take(&mut it.others));
         (it.strikes, it.times) = (it.strikes + counts, it.times + counts);
         let is_next_last = !is_last && it.strikes >= needed;
-        let pause = if is_next_last { QUIET_MS } else { (FIRST_MS << it.times.min(10)).min(LONGEST_MS) };
+        let quiet = self.suspicion.needed_quiet(QUIET_MS);
+        let pause = if is_next_last { quiet } else { (FIRST_MS << it.times.min(10)).min(LONGEST_MS) };
         it.due = now + pause;
-        let (due, has_shelved) = (it.due, it.has_shelved);
+        it.may_probe = !it.is_large;
+        let (is_large, has_shelved) = (it.is_large, it.has_shelved);
+        if is_large {
+            self.denied.after_attempt(topic, counts, is_next_last.then_some(now + quiet), now);
+        }
         self.denied.has_ended = true;
         self.denied.attempt = if is_next_last { TopicAttempt::Quiet(topic, source.lane) } else { TopicAttempt::None };
         for other in self.denied.topics.iter_mut().filter(|it| it.topic != topic) {
             other.due = other.due.max(now + APART_MS);
         }
-        self.put_off.keep_apart(now + APART_MS);
-        self.put_off.deny(source, topic, due);
+        for it in &self.denied.topics {
+            match it.tried {
+                Some(tried) if tried == place => self.put_off.deny(source, topic, it.due),
+                Some(tried) => self.put_off.set_due(tried, it.due),
+                None => {}
+            }
+        }
         if is_last && self.suspicion.was_first_after(QUIET_MS) {
             self.set_aside(source, actions);
             if let Some(it) = self.denied.put_off(topic) {
                 (it.tried, it.strikes) = (None, 0);
             }
-            actions.extend(has_shelved.then_some(SessionAction::TakeBack));
+            let takes_back = if is_large { self.denied.free_head(topic) } else { has_shelved };
+            actions.extend(takes_back.then_some(SessionAction::TakeBack));
         }
         true
     }
@@ -366,37 +471,5 @@ impl UpstreamSession {
         let outcome = LedgerOutcome::Dropped(DropReason::EndsConnection);
         self.not_accepted.settled(&source.message, outcome);
         actions.push(SessionAction::Settle(source.lane, source.position, outcome));
-    }
-
-    /// Whether a message on the shelf goes back to its lane: because its topic is not denied any more, or to be tried.
-    pub(crate) fn takes_back(&mut self, topic: &str) -> bool {
-        let topic = hash(topic);
-        if !self.denied.knows_shelf
-            && self.denied.put_off(topic).is_none()
-            && self.denied.has_room()
-            && let Some(it) = self.denied.record(topic)
-        {
-            // the one that was tried is in its lane
-            (it.is_put_off, it.comes_back, it.due) = (true, true, 0);
-        }
-        let Some(it) = self.denied.put_off(topic) else { return true };
-        it.has_shelved = true;
-        it.tried.is_none() && !std::mem::replace(&mut it.comes_back, true)
-    }
-
-    /// Whether all that waits was read, and a message that is to be tried was not there: then it comes from the shelf.
-    pub(crate) fn misses_tried(&mut self) -> bool {
-        let mut misses = false;
-        for it in self.denied.topics.iter_mut().filter(|it| it.comes_back && it.tried.is_none()) {
-            (it.comes_back, misses) = (false, true);
-        }
-        misses
-    }
-
-    /// Records that all messages on the shelf were looked at.
-    pub(crate) fn took_back(&mut self) {
-        self.denied.knows_shelf = true;
-        let without = self.denied.topics.iter_mut().filter(|it| it.tried.is_none() && !it.comes_back);
-        without.for_each(|it| it.has_shelved = false);
     }
 }
