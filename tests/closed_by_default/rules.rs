@@ -148,7 +148,8 @@ fn whoever_joins_a_group_without_the_right_takes_nothing_from_it() {
             of_jobs.map(|message| message.text()).collect::<Vec<String>>()
         };
         publish();
-        assert_eq!(of_jobs(&mut worker), numbers);
+        // nothing marks their end, because a message to the worker alone may overtake those of the group
+        assert!(numbers.iter().all(|number| worker.receive().text() == *number));
         if is_persistent {
             worker.disconnect();
             publish();
