@@ -16,8 +16,11 @@ use crate::journal::inspect::waiting;
 #[derive(Debug, clap::Args)]
 pub(super) struct CheckArgs {
     /// Files to check
-    #[arg(required = true, value_name = "FILE")]
+    #[arg(required_unless_present = "config", value_name = "FILE")]
     files: Vec<PathBuf>,
+    /// A file to check, for those who are used to the option of the other commands
+    #[arg(long, short, hide = true, value_name = "FILE")]
+    config: Vec<PathBuf>,
     /// Output for people, or one JSON object for programs
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
@@ -183,7 +186,7 @@ fn show(report: &CheckReport) -> Result<(), CliError> {
 
 /// Distinguishes mistakes from missing files: with missing files the gateway runs, and what needs them waits.
 pub(super) fn check(args: &CheckArgs) -> Result<(), CliError> {
-    let reports: Vec<CheckReport> = args.files.iter().map(|path| report(path)).collect();
+    let reports: Vec<CheckReport> = args.config.iter().chain(&args.files).map(|path| report(path)).collect();
     match args.format {
         Format::Text => reports.iter().try_for_each(show)?,
         Format::Json => {
@@ -206,7 +209,8 @@ mod tests {
     use super::*;
 
     fn check_these(files: &[&PathBuf]) -> Result<(), CliError> {
-        check(&CheckArgs { files: files.iter().map(|path| (*path).clone()).collect(), format: Format::Text })
+        let files = files.iter().map(|path| (*path).clone()).collect();
+        check(&CheckArgs { files, config: Vec::new(), format: Format::Text })
     }
 
     #[test]

@@ -318,6 +318,10 @@ mod tests {
         }
         assert!(Cli::try_parse_from(["pigateway"]).unwrap().command.is_none());
         assert!(Cli::try_parse_from(["pigateway", "check"]).is_err());
+        for args in [&["check", "x.toml"][..], &["check", "--config", "x.toml"], &["check", "-c", "x.toml", "y.toml"]] {
+            let command = Cli::try_parse_from([&["pigateway"], args].concat());
+            assert!(matches!(command.unwrap().command, Some(Command::Check(_))), "{args:?}");
+        }
         assert!(Cli::try_parse_from(["pigateway", "user", "a\nb"]).is_err());
     }
 

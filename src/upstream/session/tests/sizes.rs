@@ -145,7 +145,8 @@ fn random(dice: &mut Dice, count: u64) -> Vec<(u64, String)> {
 #[test]
 fn whatever_an_upstream_takes_no_innocent_message_is_left_out() {
     let mut failed = Vec::new();
-    for seed in 0..300 {
+    // these once stood still or cost a message, so they are tried besides the first ones
+    for seed in (0..50).chain([108, 109, 188, 201, 223]) {
         let mut dice = Dice(seed);
         let policy = Policy::roll(&mut dice);
         let mut arrivals = random(&mut dice, 80);
