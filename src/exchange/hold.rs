@@ -12,7 +12,9 @@
 //! - After that the reader loses what does not fit, and the losses are counted, until it has caught up or is quick again.
 //!
 //! Time in which the gateway itself could not work does not count. Time passes in steps of [`STEP`] while a publisher is
-//! held, and a late step counts as if it were on time.
+//! held, and a late step counts as if it were on time. While other programs use the processors as well, time passes as much
+//! more slowly as the gateway gets less of them than it could use ([`ProcessorShare`]): it is late to read what a client has
+//! acknowledged, and a reader on the same machine is as late.
 //!
 //! An inbox only knows whom to tell when half of it has been taken ([`HoldsPublishers`]). [`Budget`] makes decisions without
 //! a clock. [`Holds`] is shared by publishers, readers and the dispatcher.
@@ -32,6 +34,7 @@ use super::inbox::HoldsPublishers;
 use super::spare::{Amount, Spare};
 use super::subscribers::Subscriber;
 use crate::message::Origin;
+use crate::time::share::ProcessorShare;
 
 /// How long publishers are held for the readers of one user that do not read ...
 pub(crate) const BUDGET: Duration = Duration::from_millis(50);
@@ -95,6 +98,7 @@ struct HoldState {
     others_wait: bool,
     looked: Instant,
     clock: Duration,
+    share: ProcessorShare,
 }
 
 /// Which publishers are held for which readers.
@@ -114,8 +118,9 @@ impl std::fmt::Debug for Holds {
     }
 }
 
-impl Default for Holds {
-    fn default() -> Self {
+impl Holds {
+    /// Nobody is held yet.
+    pub(crate) fn new(share: ProcessorShare) -> Holds {
         let state = HoldState {
             readers: HashMap::new(),
             publishers: HashMap::new(),
@@ -123,12 +128,11 @@ impl Default for Holds {
             others_wait: false,
             looked: Instant::now(),
             clock: Duration::ZERO,
+            share,
         };
         Holds { state: Mutex::new(state), count: AtomicUsize::new(0), begun: Notify::new(), room: Notify::new() }
     }
-}
 
-impl Holds {
     /// The time on the clock of readers.
     pub(crate) fn now(&self, now: Instant) -> Duration {
         self.state.lock().now(now)
@@ -264,7 +268,7 @@ impl HoldState {
         let gap = now.saturating_duration_since(self.looked);
         self.looked = self.looked.max(now);
         // while a publisher is held, this is called at least every step, unless the gateway had no time for it
-        self.clock += if self.readers.is_empty() { gap } else { gap.min(2 * STEP) };
+        self.clock += if self.readers.is_empty() { gap } else { gap.min(2 * STEP).mul_f64(self.share.at(now)) };
         self.clock
     }
 
@@ -332,11 +336,16 @@ mod tests {
         assert!(spent.len() >= 90, "{} steps in ten seconds: it is not lost either", spent.len());
     }
 
+    /// The same while the gateway gets all the processor time that it can use.
+    fn simulate(takes: &[usize], blocked: bool) -> (Duration, Duration, u64) {
+        simulate_with(takes, blocked, 1.0)
+    }
+
     /// Simulates one publisher and readers of one user for five seconds. Each reader takes this number of messages in every
     /// step. Returns how long the publisher was held in the worst second and in all, and how many messages were lost.
-    fn simulate(takes: &[usize], blocked: bool) -> (Duration, Duration, u64) {
+    fn simulate_with(takes: &[usize], blocked: bool, share: f64) -> (Duration, Duration, u64) {
         let readers: Vec<Arc<Subscriber>> = takes.iter().map(|_| reader(blocked)).collect();
-        let (holds, publisher) = (Arc::new(Holds::default()), Origin::client("p"));
+        let (holds, publisher) = (holds_with(share), Origin::client("p"));
         let flood = Amount { messages: 200, bytes: 10_000 };
         let begin = Instant::now();
         let mut held: Vec<bool> = Vec::new();
@@ -391,6 +400,21 @@ mod tests {
     }
 
     #[test]
+    fn a_reader_is_as_quick_as_the_machine_lets_it_be() {
+        for (takes, share) in [(2, 1.0), (1, 0.5)] {
+            let (_, _, lost) = simulate_with(&[takes], true, share);
+            assert!(lost > 0, "{takes} in each step with {share} of the processors");
+        }
+        for (takes, share) in [(2, 0.25), (4, 0.5)] {
+            let (_, held, lost) = simulate_with(&[takes], true, share);
+            assert!(held > Duration::ZERO && lost == 0, "{takes} with {share}: held {held:?}, lost {lost}");
+        }
+        // whoever reads nothing still has fifty milliseconds of the time that the machine has for the gateway
+        let (worst, _, lost) = simulate_with(&[0], true, 0.5);
+        assert!(worst <= 2 * BUDGET && lost > 0, "{worst:?}, {lost}");
+    }
+
+    #[test]
     fn a_reader_that_the_gateway_has_not_served_yet_is_not_blamed_for_seconds() {
         let (_, held, lost) = simulate(&[0], false);
         assert!(held >= LONGEST && held <= LONGEST + 2 * BUDGET && lost > 0, "{held:?}, {lost}");
@@ -398,7 +422,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_publishes_little_to_full_queues_does_not_wait_with_those_that_fill_them() {
-        let (holds, now, readers) = (Arc::new(Holds::default()), Instant::now(), [reader(true), reader(true)]);
+        let (holds, now, readers) = (holds_with(1.0), Instant::now(), [reader(true), reader(true)]);
         let [flooder, other] = ["flooder", "other"].map(Origin::client);
         for reader in &readers {
             assert_eq!(reader.inbox.offer(&mut messages(1200), Duration::ZERO), InboxOffer::Full);
@@ -418,6 +442,10 @@ mod tests {
         holds.look(now);
         assert!(futures_util::poll!(room.as_mut()).is_ready());
         assert!(count(&full()) > 0 && holds.holds(flooder));
+    }
+
+    fn holds_with(share: f64) -> Arc<Holds> {
+        Arc::new(Holds::new(ProcessorShare::fixed(share)))
     }
 
     fn reader(blocked: bool) -> Arc<Subscriber> {

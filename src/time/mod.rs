@@ -2,6 +2,7 @@
 //! therefore carry the boot clock, which never goes back, and their wall time is computed once it is known.
 
 pub(crate) mod beat;
+pub(crate) mod share;
 pub(crate) mod zone;
 
 use std::path::Path;

@@ -9,6 +9,11 @@ use crate::exchange::spare::Amount;
 use crate::exchange::subscribers::{Subscriber, SubscriptionOptions};
 use crate::exchange::waiting::{DeliveryMemory, FREE, FREE_OF_A_USER};
 use crate::message::{BatchBuilder, Draft, Message, Origin, Qos};
+use crate::time::share::ProcessorShare;
+
+fn holds() -> Arc<Holds> {
+    Arc::new(Holds::new(ProcessorShare::fixed(1.0)))
+}
 
 fn queued(count: usize) -> VecDeque<Run> {
     let mut batch = BatchBuilder::default();
@@ -99,7 +104,7 @@ const FLOOD: Amount = Amount { messages: 1000, bytes: 100_000 };
 
 #[test]
 fn what_is_on_its_way_is_let_in_and_kept_while_publishers_are_held() {
-    let (reader, holds, now) = (reader(), Arc::new(Holds::default()), Instant::now());
+    let (reader, holds, now) = (reader(), holds(), Instant::now());
     let (inbox, publisher) = (&reader.inbox, Origin::client("p"));
     assert_eq!(inbox.offer(&mut queued(10), AT), InboxOffer::Done);
     assert_eq!(inbox.offer(&mut queued(5), AT), InboxOffer::Full);
@@ -117,7 +122,7 @@ fn what_is_on_its_way_is_let_in_and_kept_while_publishers_are_held() {
 
 #[test]
 fn a_subscriber_whose_client_does_not_read_is_waited_for_once_and_then_loses() {
-    let (reader, holds, begin) = (reader(), Arc::new(Holds::default()), Instant::now());
+    let (reader, holds, begin) = (reader(), holds(), Instant::now());
     let (inbox, publisher) = (&reader.inbox, Origin::client("p"));
     inbox.set_blocked(true);
     assert_eq!(inbox.offer(&mut queued(15), AT), InboxOffer::Full);
@@ -147,7 +152,7 @@ fn a_subscriber_whose_client_does_not_read_is_waited_for_once_and_then_loses() {
 
 #[test]
 fn nobody_is_held_for_a_reader_that_is_leaving() {
-    let (reader, holds, now) = (reader(), Arc::new(Holds::default()), Instant::now());
+    let (reader, holds, now) = (reader(), holds(), Instant::now());
     let (inbox, publisher) = (&reader.inbox, Origin::client("p"));
     inbox.take_run(1);
     assert_eq!(inbox.offer(&mut queued(15), AT), InboxOffer::Full);
@@ -163,7 +168,7 @@ fn nobody_is_held_for_a_reader_that_is_leaving() {
 
 #[test]
 fn what_a_shared_subscription_has_given_is_not_lost_with_what_came_too_fast() {
-    let (reader, holds, begin) = (reader(), Arc::new(Holds::default()), Instant::now());
+    let (reader, holds, begin) = (reader(), holds(), Instant::now());
     let inbox = &reader.inbox;
     let group = SharedGroup::new(InboxLimits { messages: 100, bytes: 100_000 }, None);
     let options = SubscriptionOptions { qos: Qos::AtMostOnce, no_local: false, retain_as_published: false, id: None };

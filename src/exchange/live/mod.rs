@@ -38,6 +38,7 @@ use super::subscribers::Subscribers;
 use crate::health::{self, Overdue, Pulse};
 use crate::message::{Batch, BatchBuilder};
 use crate::time::beat;
+use crate::time::share::ProcessorShare;
 
 const TOPIC: &[u8] = b"m/live";
 const SEGMENT_BYTES: usize = 128 * 1024;
@@ -75,7 +76,7 @@ impl From<LinkError> for RouterError {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Flow {
     appended: AtomicU64,
     consumed: AtomicU64,
@@ -84,6 +85,19 @@ struct Flow {
     publishers_wait: AtomicBool,
     holds: Arc<Holds>,
     lost: AtomicU64,
+}
+
+impl Default for Flow {
+    fn default() -> Flow {
+        Flow {
+            appended: AtomicU64::new(0),
+            consumed: AtomicU64::new(0),
+            next_seq: AtomicU64::new(0),
+            publishers_wait: AtomicBool::new(false),
+            holds: Arc::new(Holds::new(ProcessorShare::measured())),
+            lost: AtomicU64::new(0),
+        }
+    }
 }
 
 /// The side of the router that publishes batches of messages.
