@@ -96,6 +96,8 @@ struct BrokerConnection {
     change: Option<FilterChange>,
     /// Whether there is more to do, which waits only until others have had their turns.
     has_more: bool,
+    /// Whether it was asked for a turn, see [`crate::exchange::inbox`].
+    is_asked: bool,
     /// Whether whole packets that were received wait for the next turn, so that no more is read.
     has_input: bool,
     /// When the packets that are being processed were read, in milliseconds of the boot clock; set when first needed.
@@ -164,6 +166,7 @@ impl BrokerConnection {
             held_until: None,
             change: None,
             has_more: false,
+            is_asked: false,
             has_input: false,
             first_turn: core.ingress.meter().first_turn(origin),
             payer,

@@ -95,6 +95,10 @@ impl BrokerConnection {
                     Err(_) => self.leave(&mut pace, ConnectionEnd::Closed),
                 },
                 () = self.subscriber.inbox.filled(), if next.is_idle => {}
+                () = self.subscriber.inbox.attention.asked(), if !next.is_idle => {
+                    self.read_now(&mut pace, reader, input, next.may_read);
+                    self.is_asked = true;
+                }
                 () = durable_ready(&self.session), if next.is_idle => {}
                 _ = self.synced.changed(), if !self.acks.is_empty() || !self.subacks.is_empty() => {}
                 () = room, if !next.is_placed => {}
@@ -146,7 +150,11 @@ impl BrokerConnection {
             // the search for retained messages waits for its turn, which may just have come
             self.held_until = self.held_until.max(self.turn()).or_else(|| Some(Instant::now()));
         }
-        self.subscriber.inbox.set_blocked(!is_idle);
+        let attention = &self.subscriber.inbox.attention;
+        attention.set_blocked(!is_idle);
+        if std::mem::take(&mut self.is_asked) {
+            attention.answer();
+        }
         self.note_in_hand();
         let may_read = self.may_read(pace, input);
         self.give_way()?;
@@ -206,6 +214,25 @@ impl BrokerConnection {
         pace.leaving.get_or_insert_with(|| Leaving::new(end));
     }
 
+    /// Reads what has arrived, if anything has.
+    fn read_now<R: AsyncRead + Unpin>(
+        &mut self,
+        pace: &mut ClientPace,
+        reader: &mut R,
+        input: &mut BytesMut,
+        may_read: bool,
+    ) -> bool {
+        let read = if may_read { read(reader, input, self.read_size(pace)).now_or_never() } else { None };
+        match read {
+            Some(Ok(count)) if count > 0 => {
+                pace.has_read(count, &self.core.stats);
+                self.has_moved(count);
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Handles a timer: returns when to check again, or why the connection ends.
     fn rung<R>(
         &mut self,
@@ -222,11 +249,7 @@ impl BrokerConnection {
             pace.read_small();
         }
         // input that arrived while the process was stopped is not late
-        let read = if may_read { read(reader, input, self.read_size(pace)).now_or_never() } else { None };
-        if let Some(Ok(count)) = read
-            && count > 0
-        {
-            pace.has_read(count, &self.core.stats);
+        if self.read_now(pace, reader, input, may_read) {
             return Ok(pace.look_at());
         }
         if pace.leaving.as_ref().is_some_and(|leaving| leaving.is_over(may_read)) {

@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tracing::warn;
 
+use self::attention::Attention;
 use self::uptake::{ReaderTaken, Uptake};
 use super::delivery::{InboxId, Queued, Run, SharesOut};
 use super::missed::MissedGroups;
@@ -25,6 +26,7 @@ use super::spare::Amount;
 use super::waiting::Account;
 use crate::message::{Packed, Qos};
 
+mod attention;
 mod uptake;
 
 /// The bytes by which messages on their way may exceed the bound. They are shared with other readers.
@@ -99,8 +101,8 @@ pub(crate) struct Inbox {
     missed: MissedGroups,
     /// The groups for whose QoS 2 messages its session had no room.
     pub(crate) behind: MissedGroups,
-    /// Whether the client accepts nothing at the moment.
-    blocked: AtomicBool,
+    /// What its connection says of it.
+    pub(crate) attention: Attention,
     limits: InboxLimits,
     state: Mutex<InboxState>,
     filled: Notify,
@@ -118,7 +120,7 @@ impl Inbox {
             is_missed: AtomicBool::new(false),
             missed: MissedGroups::default(),
             behind: MissedGroups::default(),
-            blocked: AtomicBool::new(false),
+            attention: Attention::default(),
             limits,
             state: Mutex::default(),
             filled: Notify::new(),
@@ -331,22 +333,17 @@ impl Inbox {
         dropped
     }
 
+    /// Records that the reader could not take anything for this long, because the gateway did not serve it.
+    pub(crate) fn was_not_served(&self, time: Duration) {
+        self.state.lock().uptake.was_not_served(time);
+    }
+
     /// Whether the reader has taken many messages lately.
     pub(crate) fn is_quick(&self, now: Duration, full: usize) -> bool {
         let mut state = self.state.lock();
         let taken = state.taken;
         state.uptake.mark(now, taken);
         state.uptake.is_quick(now, taken, &self.limits, full)
-    }
-
-    /// Sets whether the client accepts nothing at the moment.
-    pub(crate) fn set_blocked(&self, blocked: bool) {
-        self.blocked.store(blocked, Ordering::Relaxed);
-    }
-
-    /// Whether the client accepts nothing at the moment.
-    pub(crate) fn is_blocked(&self) -> bool {
-        self.blocked.load(Ordering::Relaxed)
     }
 
     /// What the reader has taken since its queue is full, if publishers may be held for it.

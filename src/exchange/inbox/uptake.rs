@@ -35,11 +35,14 @@ pub(crate) struct Uptake {
     marks: VecDeque<(Duration, ReaderTaken)>,
     /// Since when the queue is full, and what the reader had taken by then.
     full: Option<(Duration, ReaderTaken)>,
+    /// For how long the gateway owed it a turn. This time does not count.
+    not_served: Duration,
 }
 
 impl Uptake {
     /// Records what the reader has taken by this time.
     pub(crate) fn mark(&mut self, now: Duration, taken: ReaderTaken) {
+        let now = self.of_reader(now);
         if self.marks.back().is_some_and(|(last, _)| now < *last + MARK) {
             return;
         }
@@ -51,7 +54,17 @@ impl Uptake {
 
     /// Sets since when the queue is full; `None` if it is not.
     pub(crate) fn set_full(&mut self, full: Option<(Duration, ReaderTaken)>) {
-        self.full = full;
+        self.full = full.map(|(since, taken)| (self.of_reader(since), taken));
+    }
+
+    /// Records that the gateway owed it a turn for this long.
+    pub(crate) fn was_not_served(&mut self, time: Duration) {
+        self.not_served += time;
+    }
+
+    /// The time that has passed for the reader.
+    fn of_reader(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.not_served)
     }
 
     /// What the reader has taken since its queue is full; nothing if the queue is not.
@@ -65,7 +78,7 @@ impl Uptake {
     pub(crate) fn is_quick(&self, now: Duration, taken: ReaderTaken, limits: &InboxLimits, full: usize) -> bool {
         let enough = QUARTER * (ALONE as f64 / full.max(1) as f64).min(1.0);
         let is_about_to = self.full.as_ref().is_some_and(|(since, before)| {
-            let passed = now.saturating_sub(*since);
+            let passed = self.of_reader(now).saturating_sub(*since);
             passed <= LATELY
                 && taken != *before
                 && share(before, taken, limits) >= enough * passed.div_duration_f64(LATELY)
@@ -79,6 +92,7 @@ impl Uptake {
     }
 
     fn share_lately(&self, now: Duration, taken: ReaderTaken, limits: &InboxLimits) -> f64 {
+        let now = self.of_reader(now);
         let lately = self.marks.iter().find(|(at, _)| now <= *at + LATELY);
         lately.map_or(0.0, |(_, before)| share(before, taken, limits))
     }
