@@ -95,7 +95,7 @@ impl BrokerConnection {
                     Err(_) => self.leave(&mut pace, ConnectionEnd::Closed),
                 },
                 () = self.subscriber.inbox.filled(), if next.is_idle => {}
-                () = self.subscriber.inbox.attention.asked(), if !next.is_idle => {
+                () = self.subscriber.inbox.turn.asked(), if !next.is_idle => {
                     self.read_now(&mut pace, reader, input, next.may_read);
                     self.is_asked = true;
                 }
@@ -150,10 +150,10 @@ impl BrokerConnection {
             // the search for retained messages waits for its turn, which may just have come
             self.held_until = self.held_until.max(self.turn()).or_else(|| Some(Instant::now()));
         }
-        let attention = &self.subscriber.inbox.attention;
-        attention.set_blocked(!is_idle);
+        let turn = &self.subscriber.inbox.turn;
+        turn.set_blocked(!is_idle);
         if std::mem::take(&mut self.is_asked) {
-            attention.answer();
+            turn.answer();
         }
         self.note_in_hand();
         let may_read = self.may_read(pace, input);

@@ -17,7 +17,7 @@
 //! acknowledged, and a reader on the same machine is as late. Publishers are held no longer for readers that do not read.
 //!
 //! Before a reader that is not quick loses anything, its connection is asked to process what the client has sent, and until
-//! the connection has had its turn, no time passes for the reader (`inbox/attention.rs`).
+//! the connection has had its turn, no time passes for the reader (`inbox/turn.rs`).
 //!
 //! An inbox only knows whom to tell when half of it has been taken ([`HoldsPublishers`]). [`Budget`] makes decisions without
 //! a clock. [`Holds`] is shared by publishers, readers and the dispatcher.
@@ -281,7 +281,7 @@ impl HeldReader {
     fn is_late(&mut self, now: HoldTime) -> bool {
         let inbox = &self.reader.inbox;
         let passed = now.reading - std::mem::replace(&mut self.looked, now.reading);
-        let is_late = self.is_asked && inbox.attention.is_owed();
+        let is_late = self.is_asked && inbox.turn.is_owed();
         if is_late {
             inbox.was_not_served(passed);
         }
@@ -296,11 +296,11 @@ impl HeldReader {
             self.is_asked = false;
             return true;
         }
-        let is_owed = self.is_asked && inbox.attention.is_owed();
+        let is_owed = self.is_asked && inbox.turn.is_owed();
         let was_asked = std::mem::replace(&mut self.is_asked, true);
-        inbox.attention.ask();
+        inbox.turn.ask();
         let is_in_time = now.held <= self.since + LONGEST;
-        is_in_time && (is_owed || !inbox.attention.is_blocked())
+        is_in_time && (is_owed || !inbox.turn.is_blocked())
             || budgets.entry(inbox.payer().clone()).or_default().spend(now.held)
             || is_in_time && may_ask && !was_asked
     }

@@ -49,7 +49,7 @@ fn simulate_with(takes: &[usize], blocked: bool, share: f64, turns: u32) -> (Dur
             let mut out = VecDeque::new();
             if step % turns == 0 {
                 reader.inbox.take(*takes, &mut out);
-                reader.inbox.attention.answer();
+                reader.inbox.turn.answer();
             }
             taken += out.len() as u64;
         }
@@ -155,7 +155,7 @@ fn holds_with(share: f64) -> Arc<Holds> {
 
 fn reader(blocked: bool) -> Arc<Subscriber> {
     let inbox = Inbox::new("a", LIMITS);
-    inbox.attention.set_blocked(blocked);
+    inbox.turn.set_blocked(blocked);
     Arc::new(Subscriber { inbox, origin: Origin::client("a"), is_durable: false })
 }
 

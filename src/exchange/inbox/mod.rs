@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tracing::warn;
 
-use self::attention::Attention;
+use self::turn::ReaderTurn;
 use self::uptake::{ReaderTaken, Uptake};
 use super::delivery::{InboxId, Queued, Run, SharesOut};
 use super::missed::MissedGroups;
@@ -26,7 +26,7 @@ use super::spare::Amount;
 use super::waiting::Account;
 use crate::message::{Packed, Qos};
 
-mod attention;
+mod turn;
 mod uptake;
 
 /// The bytes by which messages on their way may exceed the bound. They are shared with other readers.
@@ -102,7 +102,7 @@ pub(crate) struct Inbox {
     /// The groups for whose QoS 2 messages its session had no room.
     pub(crate) behind: MissedGroups,
     /// What its connection says of it.
-    pub(crate) attention: Attention,
+    pub(crate) turn: ReaderTurn,
     limits: InboxLimits,
     state: Mutex<InboxState>,
     filled: Notify,
@@ -120,7 +120,7 @@ impl Inbox {
             is_missed: AtomicBool::new(false),
             missed: MissedGroups::default(),
             behind: MissedGroups::default(),
-            attention: Attention::default(),
+            turn: ReaderTurn::default(),
             limits,
             state: Mutex::default(),
             filled: Notify::new(),

@@ -124,14 +124,14 @@ fn what_is_on_its_way_is_let_in_and_kept_while_publishers_are_held() {
 fn a_subscriber_whose_client_does_not_read_is_waited_for_once_and_then_loses() {
     let (reader, holds, begin) = (reader(), holds(), Instant::now());
     let (inbox, publisher) = (&reader.inbox, Origin::client("p"));
-    inbox.attention.set_blocked(true);
+    inbox.turn.set_blocked(true);
     assert_eq!(inbox.offer(&mut queued(15), AT), InboxOffer::Full);
     assert_eq!(holds.begin(&reader, (publisher, FLOOD), begin), 0);
     let mut lost = 0;
     let mut held = Duration::ZERO;
     while holds.holds(publisher) {
         held += STEP;
-        inbox.attention.answer();
+        inbox.turn.answer();
         lost += holds.look(begin + held);
     }
     assert_eq!((held, lost, inbox.len(), inbox.dropped()), (BUDGET, 5, 10, 5));
@@ -174,7 +174,7 @@ fn what_a_shared_subscription_has_given_is_not_lost_with_what_came_too_fast() {
     let group = SharedGroup::new(InboxLimits { messages: 100, bytes: 100_000 }, None);
     let options = SubscriptionOptions { qos: Qos::AtMostOnce, no_local: false, retain_as_published: false, id: None };
     group.join((&reader, &Permissions::to_receive(&["#"])), options, None);
-    inbox.attention.set_blocked(true);
+    inbox.turn.set_blocked(true);
     assert_eq!(inbox.offer(&mut queued(10), AT), InboxOffer::Done);
     for mut run in queued(4) {
         while let Some(message) = run.messages.next_message() {
@@ -187,7 +187,7 @@ fn what_a_shared_subscription_has_given_is_not_lost_with_what_came_too_fast() {
     let (mut held, mut lost) = (Duration::ZERO, 0);
     while inbox.is_full() {
         held += STEP;
-        inbox.attention.answer();
+        inbox.turn.answer();
         lost += holds.look(begin + held);
     }
     assert_eq!(lost, 9, "all that is beyond the bound");

@@ -22,6 +22,8 @@
 //! it is done. If this happens to two messages and none arrives at QoS 2 in between, the upstream does not accept
 //! QoS 2.
 
+use std::time::Duration;
+
 use tracing::warn;
 
 use super::put_off::hash;
@@ -106,6 +108,11 @@ impl UpstreamSession {
     /// it can be connected to soon.
     pub(crate) fn is_cause_clear(&self, now: u64) -> bool {
         self.learned.is_news || self.blames() && self.got_through() && self.suspicion.is_clear(now)
+    }
+
+    /// How long the next connection must wait, so that the last attempt with the message that seems to be the reason counts.
+    pub(crate) fn quiet_left(&self, now: u64) -> Duration {
+        Duration::from_millis(self.suspicion.quiet_left(now))
     }
 
     /// Whether the upstream has received a message on this connection, also at QoS 2.

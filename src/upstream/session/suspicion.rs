@@ -129,7 +129,7 @@ impl Suspicion {
         if is_stuck && std::mem::take(&mut self.is_exhausted) {
             self.keep_the_first();
         }
-        let is_last = self.entries.iter().any(|entry| entry.strikes + 1 >= needed && entry.others);
+        let is_last = self.has_last(needed);
         let strikes = self.entries.iter().map(|entry| entry.strikes).max();
         let is_trying = self.entries.iter().any(|entry| matches!(entry.flag, Flag::LeftOut | Flag::Proving));
         self.plan = match (strikes, self.failures) {
@@ -148,6 +148,18 @@ impl Suspicion {
             (_, failures) if failures % 3 == 1 || self.has_one_topic() => Plan::OtherTopics(1),
             _ => Plan::InOrder,
         };
+    }
+
+    /// Whether the next attempt with one of the suspects is the last.
+    fn has_last(&self, needed: u32) -> bool {
+        self.entries.iter().any(|entry| entry.strikes + 1 >= needed && entry.others)
+    }
+
+    /// For how many milliseconds nothing more may be acknowledged before the last attempt with the message that seems to be the
+    /// cause. An earlier attempt would prove nothing.
+    pub(crate) fn quiet_left(&self, now: u64) -> u64 {
+        let until = self.acked_at.map_or(0, |at| at + CLEAR_QUIET_MS);
+        if self.is_clear(now) && self.has_last(STRIKES) { until.saturating_sub(now) } else { 0 }
     }
 
     /// Whether all suspects are of one topic: then others of it tell nothing new.

@@ -322,7 +322,10 @@ impl<C: UpstreamClient> Upstream<C> {
                 true => Duration::ZERO,
                 // nothing is known yet against the next one
                 false if is_passed_on => Backoff::new(self.current.retry).next(getrandom::u64().unwrap_or(0)),
-                false => self.backoff.next(getrandom::u64().unwrap_or(0)),
+                false => {
+                    let pause = self.backoff.next(getrandom::u64().unwrap_or(0));
+                    pause.max(self.session.quiet_left(self.clock.boot_ms()))
+                }
             };
             if pulse.during(self.pause(pause, &cancel)).await {
                 break;

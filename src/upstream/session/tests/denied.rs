@@ -58,7 +58,8 @@ impl Cloud {
         }
         self.bench.sent.clear();
         self.is_connected = false;
-        self.now += self.backoff.next(self.dice.roll()).as_millis() as u64;
+        let pause = self.backoff.next(self.dice.roll()).max(self.bench.session.quiet_left(self.now));
+        self.now += pause.as_millis() as u64;
     }
 
     fn arrive(&mut self) {

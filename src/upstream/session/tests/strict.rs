@@ -71,7 +71,7 @@ fn play(bench: &mut Bench, policy: &Denied, mut now: u64) -> StrictEnd {
         if bench.session.is_cause_clear(now) {
             backoff.made_progress();
         }
-        now += backoff.next(u64::MAX).as_millis() as u64;
+        now += backoff.next(u64::MAX).max(bench.session.quiet_left(now)).as_millis() as u64;
     }
     panic!("it does not come to an end: {policy:?}");
 }

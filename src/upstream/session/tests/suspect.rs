@@ -49,7 +49,7 @@ fn play(messages: u32, seed: u64, mut takes: impl FnMut(u64, &str) -> bool) -> (
                 id += 1;
             }
         }
-        now += backoff.next(dice.roll()).as_millis() as u64;
+        now += backoff.next(dice.roll()).max(bench.session.quiet_left(now)).as_millis() as u64;
     }
     (bench, now)
 }

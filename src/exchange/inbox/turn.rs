@@ -10,13 +10,13 @@ use tokio::sync::Notify;
 
 /// The part of an inbox in which its connection reports.
 #[derive(Debug, Default)]
-pub(crate) struct Attention {
+pub(crate) struct ReaderTurn {
     is_blocked: AtomicBool,
     is_owed: AtomicBool,
     asked: Notify,
 }
 
-impl Attention {
+impl ReaderTurn {
     /// Sets whether the client accepts nothing at the moment.
     pub(crate) fn set_blocked(&self, blocked: bool) {
         self.is_blocked.store(blocked, Ordering::Relaxed);
@@ -58,16 +58,16 @@ mod tests {
 
     #[test]
     fn a_connection_is_asked_once_until_it_has_answered() {
-        let attention = Attention::default();
-        assert!(!attention.is_owed() && attention.asked().now_or_never().is_none());
-        attention.ask();
-        attention.ask();
-        assert!(attention.is_owed());
-        assert!(attention.asked().now_or_never().is_some());
-        assert!(attention.asked().now_or_never().is_none() && attention.is_owed(), "it has not answered yet");
-        attention.answer();
-        assert!(!attention.is_owed());
-        attention.ask();
-        assert!(attention.is_owed() && attention.asked().now_or_never().is_some());
+        let turn = ReaderTurn::default();
+        assert!(!turn.is_owed() && turn.asked().now_or_never().is_none());
+        turn.ask();
+        turn.ask();
+        assert!(turn.is_owed());
+        assert!(turn.asked().now_or_never().is_some());
+        assert!(turn.asked().now_or_never().is_none() && turn.is_owed(), "it has not answered yet");
+        turn.answer();
+        assert!(!turn.is_owed());
+        turn.ask();
+        assert!(turn.is_owed() && turn.asked().now_or_never().is_some());
     }
 }
