@@ -15,7 +15,7 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use crate::played::{Played, Say};
 use crate::support::packet::packet;
 use crate::support::tls::Authority;
-use crate::support::{Connect, PATIENCE, Setup, free_port, wait_until};
+use crate::support::{Connect, PATIENCE, Setup, free_port, http, wait_until};
 use crate::{drained, ledger, publish, start, upstream};
 
 #[test]
@@ -190,6 +190,53 @@ fn a_refused_retain_flag_is_remembered_over_connections_and_a_reload_asks_again(
         retained == ["loft/a", "loft/c", "status"]
     });
     assert_eq!(played.log().connections.len(), 2);
+}
+
+#[test]
+fn a_subscription_that_stays_refused_is_said_once_over_connections_and_shown_until_it_is_granted() {
+    for protocol in [4, 5] {
+        let (allowed, code) = (Arc::new(AtomicBool::new(false)), if protocol == 5 { 0x87 } else { 0x80 });
+        let is_allowed = allowed.clone();
+        let played = Played::new(move |heard| {
+            let none: &[u8] = if protocol == 5 { &[0] } else { &[] };
+            let answer = |id: u16, codes: &[u8]| packet(0x90, &[&id.to_be_bytes(), none, codes]);
+            match heard.filters() {
+                Some(filters) => {
+                    let is_taken = |filter: &String| filter == "free" || is_allowed.load(Ordering::Relaxed);
+                    let codes = filters.iter().map(|filter| if is_taken(filter) { 1 } else { code });
+                    Say::Instead(answer(heard.packet.id(), &codes.collect::<Vec<_>>()))
+                }
+                // the line breaks again and again, at messages of which none is to blame
+                None if heard.packet.kind() == 3 && heard.connection < 4 => Say::Reset,
+                None => Say::Usual,
+            }
+        });
+        let rules = ["cmd/#", "free"].map(|filter| format!("[[upstream.in]]\ntopic_filter = \"{filter}\"\n"));
+        let (gateway, port) = start(&(upstream(played.port, &format!("protocol = {protocol}")) + &rules.concat()));
+        let said = |text: &str| gateway.log().iter().filter(|line| line.contains(text)).count();
+        let shown = || {
+            let faulty = http::get(port, "/api/v1/gateway").json()["faulty"].clone();
+            let of_part =
+                faulty.as_array().unwrap().iter().find(|faulty| faulty["part"] == "upstream home: subscriptions");
+            of_part.map(|faulty| faulty["problem"].as_str().unwrap().to_owned())
+        };
+        let problem = format!("nothing comes down by the subscription to cmd/# (refused, reason code {code:#04x})");
+        gateway.wait_for_line("refuses the subscription");
+        publish(&gateway, "a", &["1"], false);
+        played.wait_for(&["1"]);
+        wait_until("all connections", || played.log().connections.len() == 5);
+        wait_until("it is shown", || shown().as_ref() == Some(&problem));
+        publish(&gateway, "a", &["2"], false);
+        played.wait_for(&["2"]);
+        assert_eq!((said("refuses the subscription"), said(" subscribed")), (1, 1), "at five connections");
+        // a person who reloads wants to know
+        gateway.signal(Signal::HUP);
+        gateway.wait_for_lines("refuses the subscription", 2);
+        allowed.store(true, Ordering::Relaxed);
+        gateway.signal(Signal::HUP);
+        wait_until("it is over", || shown().is_none() && said(" subscribed") == 2);
+        assert_eq!(said("refuses the subscription"), 2);
+    }
 }
 
 /// The configuration with the pauses that hold without settings.

@@ -1,4 +1,5 @@
-//! Reports an upstream without a connection as a faulty part, and a second client with the same id.
+//! Reports an upstream without a connection as a faulty part, subscriptions that it does not serve as another, and a second
+//! client with the same id.
 
 use std::time::Duration;
 
@@ -10,6 +11,9 @@ use crate::upstream::wire::{Broken, UpstreamClient};
 
 /// The prefix of the names of these parts.
 pub(crate) const PART: &str = "upstream ";
+
+/// What follows the name of an upstream in the name of the part for its subscriptions.
+const SUBSCRIPTIONS: &str = ": subscriptions";
 
 /// The remedy for what needs no person.
 const UNTIL_IT_WORKS: &str = "messages wait, and it is tried again until it works";
@@ -53,9 +57,37 @@ impl<C: UpstreamClient> Upstream<C> {
         Broken::Failed(format!("the upstream's session is another one, and that cannot be noted in the journal: {why}"))
     }
 
-    /// Ends the fault, because there is a connection, or none is wanted any more.
+    /// Ends the fault, because there is a connection.
     pub(super) fn is_well(&self) {
         self.health.set(&format!("{PART}{}", self.name), None);
+    }
+
+    /// Shows the subscriptions by which nothing comes down, while that is so.
+    pub(super) fn look_at_missing(&mut self) {
+        let missing = self.session.missing_subscriptions();
+        if missing == self.missing {
+            return;
+        }
+        let part = format!("{PART}{}{SUBSCRIPTIONS}", self.name);
+        let fault = missing.first().map(|first| {
+            let others = match missing.len() - 1 {
+                0 => String::new(),
+                others => format!(", and by {others} more"),
+            };
+            Fault::new(
+                format!("nothing comes down by the subscription to {first}{others}"),
+                "let this client subscribe to it there, or take the rule away; it is asked for again with every connection, \
+                 each hour, and by a reload",
+            )
+        });
+        self.health.set(&part, fault.as_ref());
+        self.missing = missing;
+    }
+
+    /// Ends all faults, because no connection is wanted any more.
+    pub(super) fn is_over(&self) {
+        self.is_well();
+        self.health.set(&format!("{PART}{}{SUBSCRIPTIONS}", self.name), None);
     }
 
     /// Checks whether another client may use our client id, and logs that.

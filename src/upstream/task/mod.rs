@@ -108,6 +108,8 @@ pub struct Upstream<C> {
     soon_ended: u32,
     /// When the snapshot must be updated.
     show_at: Option<Instant>,
+    /// The subscriptions by which nothing comes down, as they are shown.
+    missing: Vec<String>,
     exact: Exact,
     mark: SessionMark,
     shelf: Shelf,
@@ -252,6 +254,7 @@ impl<C: UpstreamClient> Upstream<C> {
             passed_on: 0,
             soon_ended: 0,
             show_at: None,
+            missing: Vec::new(),
             exact: Exact::default(),
             mark,
             shelf,
@@ -335,8 +338,8 @@ impl<C: UpstreamClient> Upstream<C> {
         if self.mirror.is_sure() {
             self.passes.close(&self.journal, self.session.is_mirroring());
         }
-        self.is_well();
         self.set_state(UpstreamState::Stopped, None);
+        self.is_over();
         Ok(())
     }
 

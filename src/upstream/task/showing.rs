@@ -24,6 +24,7 @@ impl<C: UpstreamClient> Upstream<C> {
         self.shown.in_flight = self.session.in_flight();
         self.shown.denied_topics = self.session.denied_topics();
         self.shown.denied_size = self.session.denied_size();
+        self.look_at_missing();
         (self.shown.received, self.shown.received_dropped) = self.inbox.counts();
         let shown = &self.shown;
         self.snapshots.send_if_modified(|last| {

@@ -15,8 +15,8 @@
 //! upstream that hangs, or is being started, accepts connections and answers nothing whatever is sent. Without that proof the
 //! part comes back with the first answer to anything, and a ping asks for one.
 //!
-//! A subscription that is refused, or not answered for a minute although the connection lives, is reported, and asked
-//! for again after an hour, with every connection, and when rules or settings change.
+//! A subscription that is refused, or not answered for a minute although the connection lives, is reported once
+//! ([`super::granted`]), and asked for again after an hour, with every connection, and when rules or settings change.
 
 mod ended;
 mod entries;
@@ -30,6 +30,7 @@ use self::entries::{OpeningEntries, OpeningStep};
 use self::turn::OpeningTurn;
 #[cfg(test)]
 pub(super) use self::turn::{ANSWER_MS, TURN_MS};
+use super::granted::SubscriptionFate;
 use super::{ANSWER_TIMEOUT_MS, SessionAction, UpstreamSession};
 use crate::message::{Qos, TopicFilter};
 use crate::upstream::wire::RetainedWanted;
@@ -184,6 +185,14 @@ impl SessionOpening {
             || self.again.iter().any(|again| again.filter == *filter)
     }
 
+    /// The filters that were left out on this connection.
+    pub(super) fn left_out_filters(&self) -> impl Iterator<Item = &TopicFilter> {
+        self.left_out.iter().filter_map(|what| match what {
+            OpeningStep::Filter(filter) => Some(filter),
+            OpeningStep::Status => None,
+        })
+    }
+
     /// Whether the status was left out on this connection.
     pub(crate) fn has_left_out_status(&self) -> bool {
         self.left_out.contains(&OpeningStep::Status)
@@ -211,19 +220,12 @@ impl SessionOpening {
         std::mem::take(&mut self.unread)
     }
 
-    /// Asks for a filter again later. `is_doubtful` tells that the upstream has answered nothing else meanwhile. Returns
-    /// whether that is new.
-    fn ask_later(&mut self, filter: &TopicFilter, is_doubtful: bool, now: u64) -> bool {
+    /// Asks for a filter again later. `is_doubtful` tells that the upstream has answered nothing else meanwhile.
+    fn ask_later(&mut self, filter: &TopicFilter, is_doubtful: bool, now: u64) {
         let due = now + ASK_AGAIN_MS;
         match self.again.iter_mut().find(|again| again.filter == *filter) {
-            Some(again) => {
-                (again.due, again.is_doubtful) = (due, is_doubtful);
-                false
-            }
-            None => {
-                self.again.push(FilterAgain { filter: filter.clone(), due, is_doubtful });
-                true
-            }
+            Some(again) => (again.due, again.is_doubtful) = (due, is_doubtful),
+            None => self.again.push(FilterAgain { filter: filter.clone(), due, is_doubtful }),
         }
     }
 }
@@ -318,24 +320,16 @@ impl UpstreamSession {
 
     /// Reports subscriptions that have not been answered for long, although the connection lives.
     fn report_unanswered(&mut self, now: u64) {
-        let opening = &mut self.opening;
-        for at in 0..opening.unanswered.len() {
-            let asked = &mut opening.unanswered[at];
+        for at in 0..self.opening.unanswered.len() {
+            let asked = &mut self.opening.unanswered[at];
             if asked.patience == AskedPatience::Nothing || asked.at + ANSWER_TIMEOUT_MS > now {
                 continue;
             }
             asked.patience = AskedPatience::Nothing;
             let is_doubtful = !asked.others_answered;
             for filter in asked.filters.clone() {
-                let (upstream, rule) = (&self.name, self.rules.place_of(&filter));
-                if opening.ask_later(&filter, is_doubtful, now) && !self.is_quiet {
-                    warn!(
-                        upstream, %filter, rule,
-                        "the upstream does not answer to the subscription: nothing may come down by it"
-                    );
-                } else {
-                    debug!(upstream, %filter, "the upstream does not answer to the subscription");
-                }
+                self.opening.ask_later(&filter, is_doubtful, now);
+                self.say_fate(&filter, SubscriptionFate::Unanswered);
             }
         }
     }
@@ -448,18 +442,10 @@ impl UpstreamSession {
             }
             if reason < 0x80 {
                 self.opening.again.retain(|again| again.filter != *filter);
-                self.say_granted(filter, reason);
+                self.say_fate(filter, SubscriptionFate::Granted(reason));
             } else {
-                let is_new = self.opening.ask_later(filter, false, now);
-                let (upstream, rule) = (&self.name, self.rules.place_of(filter));
-                if is_new && !self.is_quiet {
-                    warn!(
-                        upstream, %filter, rule, reason,
-                        "the upstream refuses the subscription: nothing comes down by it"
-                    );
-                } else {
-                    debug!(upstream, %filter, reason, "the upstream refuses the subscription");
-                }
+                self.opening.ask_later(filter, false, now);
+                self.say_fate(filter, SubscriptionFate::Refused(reason));
             }
             self.opening.entries.acquit(&OpeningStep::Filter(filter.clone()));
         }

@@ -145,6 +145,36 @@ fn a_subscription_that_is_refused_or_not_answered_is_asked_for_again() {
 }
 
 #[test]
+fn what_brings_down_nothing_is_known_over_connections_until_it_is_granted_or_not_wanted_any_more() {
+    let rules = |names: &[&str]| names.iter().map(|name| rule(name, "", "", Qos::AtLeastOnce)).collect::<Vec<_>>();
+    let mut bench = Bench::new(|settings| settings.inbound = rules(&["a/#", "b/#", "c/#"]));
+    let refused = |filter: &str| format!("{filter} (refused, reason code 0x87)");
+    for _ in 0..3 {
+        bench.session.connected(V5, 0);
+        bench.subscribed(&[0x87, 1, 0x87], 0);
+        assert_eq!(bench.session.missing_subscriptions(), [refused("a/#"), refused("c/#")]);
+        bench.disconnect(&Broken::Failed(String::new()));
+        assert_eq!(bench.session.missing_subscriptions().len(), 2, "nothing else is known yet");
+    }
+    bench.session.connected(V5, 0);
+    bench.subscribed(&[1, 1, 0x87], 0);
+    assert_eq!(bench.session.missing_subscriptions(), [refused("c/#")]);
+    bench.disconnect(&Broken::Failed(String::new()));
+    bench.session.connected(V5, 0);
+    bench.session.time(ANSWER_TIMEOUT_MS);
+    let silent = ["a/# (not answered)", "b/# (not answered)", "c/# (not answered)"];
+    let known = bench.session.missing_subscriptions();
+    assert!(known.len() == 3 && silent.iter().all(|silent| known.iter().any(|known| known == silent)), "{known:?}");
+    // the answer comes when no rule asks for them any more
+    let mut changed = settings();
+    changed.inbound = rules(&["b/#"]);
+    bench.session.set_rules(UpstreamRules::new(&changed), ANSWER_TIMEOUT_MS);
+    assert_eq!(bench.session.missing_subscriptions(), [""; 0]);
+    bench.subscribed(&[0x87, 0x87, 0x87], ANSWER_TIMEOUT_MS);
+    assert_eq!(bench.session.missing_subscriptions(), [refused("b/#")]);
+}
+
+#[test]
 fn what_one_address_has_taught_says_nothing_of_another() {
     let mut bench = Bench::new(|settings| settings.inbound = vec![rule("a/#", "", "", Qos::AtLeastOnce)]);
     for _ in 0..3 {
@@ -152,6 +182,7 @@ fn what_one_address_has_taught_says_nothing_of_another() {
         bench.disconnect(&Broken::Closed);
     }
     assert_eq!(connect(&mut bench, 0), [""; 0], "it is left out");
+    assert_eq!(bench.session.missing_subscriptions(), ["a/# (left out, connections end at it)"]);
     bench.disconnect(&Broken::Dismissed(RETAIN_NOT_SUPPORTED, String::new()));
     bench.session.at_address(1);
     assert_eq!(asked(&bench.session.connected(V4, 0)), ["a/#"]);
