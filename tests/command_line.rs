@@ -201,13 +201,49 @@ fn a_topic_is_explained() {
 }
 
 #[test]
+fn the_configuration_is_taken_with_its_option_and_without_it() {
+    let gateway = Setup::default().http().0.start();
+    // so that there is a journal
+    Connect::new("a").open(gateway.port).publish("a", "x", 1, true);
+    let config = gateway.dir().join("pigateway.toml");
+    let config = config.to_str().unwrap();
+    for args in [
+        &["status", config][..],
+        &["--config", config, "status"],
+        &["explain", "a/b", config],
+        &["journal", config],
+        &["journal", "--config", config],
+        &["check", config],
+    ] {
+        let (code, lines) = run(args, "", gateway.dir());
+        assert_eq!(code, Some(0), "{args:?}: {lines:?}");
+    }
+    let (_, lines) = run(&["doctor", config], "", gateway.dir());
+    assert!(lines.iter().any(|line| line.contains(": valid")), "{lines:#?}");
+    gateway.stop();
+    // to start the gateway by mistake would be worse than an error
+    for args in [&["stauts"][..], &["man", config], &["journal", config, "--config", config]] {
+        let (code, lines) = run(args, "", Path::new("."));
+        assert_eq!(code, Some(2), "{args:?}: {lines:?}");
+    }
+    // a file that is started with is read
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("c.toml"), "x = 1\n").unwrap();
+    for args in [&["c.toml"][..], &["run", "c.toml"]] {
+        let (code, lines) = run(args, "", dir.path());
+        assert!(code == Some(78) && lines.iter().any(|line| line.contains("c.toml:1:")), "{args:?}: {lines:?}");
+    }
+}
+
+#[test]
 fn an_error_of_the_system_names_what_was_tried() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("c.toml"), "").unwrap();
-    let (code, lines) = run(&["journal", "c.toml"], "", dir.path());
-    assert!(code == Some(66) && lines[0].contains("c.toml cannot be read: "), "{code:?} {lines:?}");
-    let (code, lines) = run(&["journal", "c.toml", "--discard", "home"], "", dir.path());
-    assert!(code == Some(66) && lines[0].contains("c.toml holds no journal"), "{code:?} {lines:?}");
+    std::fs::write(dir.path().join("plain"), "").unwrap();
+    let (code, lines) = run(&["journal", "plain"], "", dir.path());
+    assert!(code == Some(66) && lines[0].contains("plain cannot be read: "), "{code:?} {lines:?}");
+    let (code, lines) = run(&["journal", "plain", "--discard", "home"], "", dir.path());
+    assert!(code == Some(66) && lines[0].contains("plain holds no journal"), "{code:?} {lines:?}");
     let directory = std::fs::File::open(dir.path()).unwrap();
     let ended = gateway().args(["user", "esp"]).stdin(directory).output().unwrap();
     let said = String::from_utf8(ended.stderr).unwrap();

@@ -4,13 +4,17 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::{CliError, print};
-use crate::app;
 use crate::journal::inspect::{InspectError, InspectOptions, inspect, journal_dir};
+use crate::{app, config};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct JournalArgs {
-    /// Data directory of the gateway
-    dir: PathBuf,
+    /// Data directory of the gateway, or its configuration file, which names that directory
+    #[arg(required_unless_present = "config")]
+    dir: Option<PathBuf>,
+    /// Its configuration file, for those who are used to the option of the other commands
+    #[arg(long, short, hide = true, value_name = "FILE", conflicts_with = "dir")]
+    config: Option<PathBuf>,
     /// Read every record and check it
     #[arg(long)]
     verify: bool,
@@ -24,9 +28,19 @@ pub(super) struct JournalArgs {
 }
 
 pub(super) fn journal(args: &JournalArgs) -> Result<(), CliError> {
+    let dir = data_dir(args)?;
     match &args.discard {
-        Some(upstream) => discard(&args.dir, upstream),
-        None => show(&args.dir, InspectOptions { verify: args.verify, export: args.export }),
+        Some(upstream) => discard(&dir, upstream),
+        None => show(&dir, InspectOptions { verify: args.verify, export: args.export }),
+    }
+}
+
+/// The directory that is meant. A file whose name ends as those of configurations do is one.
+fn data_dir(args: &JournalArgs) -> Result<PathBuf, CliError> {
+    let is_config = |path: &&PathBuf| path.extension().is_some_and(|extension| extension == "toml") && path.is_file();
+    match args.config.as_ref().or(args.dir.as_ref().filter(is_config)) {
+        Some(config) => Ok(config::load(config)?.settings.gateway.data_dir),
+        None => Ok(args.dir.clone().unwrap_or_default()),
     }
 }
 

@@ -8,6 +8,7 @@ mod explain;
 mod import;
 mod journal;
 mod man;
+mod meant;
 pub mod status;
 mod user;
 
@@ -211,7 +212,7 @@ impl Cli {
 
 /// Runs the command that the command line of this process asks for, and prints its error. Returns the code to end with.
 pub fn main() -> ExitCode {
-    outcome(|| Cli::parse().execute())
+    outcome(|| meant::parse(std::env::args_os().collect()).unwrap_or_else(|error| error.exit()).execute())
 }
 
 fn outcome(command: impl FnOnce() -> Result<(), CliError> + UnwindSafe) -> ExitCode {
