@@ -7,14 +7,13 @@ use std::time::{Duration, Instant};
 use tracing::error;
 
 use super::boots::Boots;
-use super::consumers::AHEAD_BYTES;
+use super::consumers::{AHEAD_BYTES, FoundMessage};
 use super::format::{Header, RecordKind};
 use super::record::Scanner;
 use super::report::Report;
 use super::state::JournalState;
 use super::trouble::is_taken;
-use super::{ConsumerId, Shared};
-use crate::message::Message;
+use super::{ConsumerId, Position, Shared};
 
 /// The times after which unreadable data is tried again before it counts as damage.
 const READ_AGAIN: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(10), Duration::from_secs(60)];
@@ -177,7 +176,7 @@ impl Filler {
     }
 
     /// Reads what a job asks for. Returns it with the place where to continue, and whether the disk has not read all of it.
-    fn read(&self, job: &Job, place: Option<ReadPosition>) -> (Vec<(u64, u64, Message)>, ReadPosition, bool) {
+    fn read(&self, job: &Job, place: Option<ReadPosition>) -> (Vec<FoundMessage>, ReadPosition, bool) {
         let mut scanner = Scanner::new(&*self.shared.storage, &job.name, &job.header, job.end);
         if let Some(place) = place.filter(|place| place.salt == job.header.salt && place.last < job.from) {
             scanner.seek(place.offset, place.last);
@@ -197,7 +196,8 @@ impl Filler {
             let Some((_, ordinal)) = record.consumers().find(|(key, _)| *key == job.key) else { continue };
             if let Some(message) = job.boots.translate(record.body(), record.boot(), &*self.shared.clock.0) {
                 bytes += message.size();
-                found.push((position, ordinal, message));
+                let handed_over = record.is_second_hand();
+                found.push(FoundMessage { position: Position(position), ordinal, message, handed_over });
             }
             if bytes >= job.most {
                 at.last = position;

@@ -35,7 +35,7 @@
 //! | 4 | 4 | length, these 32 bytes included, padding to the next multiple of 8 not |
 //! | 8 | 8 | place; strictly greater than that of the record before |
 //! | 16 | 1 | [`RecordKind`] |
-//! | 17 | 1 | flags: 1 retained, 2 received, 4 handed over |
+//! | 17 | 1 | flags: 1 retained, 2 received, 4 handed over, 8 was handed over |
 //! | 18 | 2 | number of consumers |
 //! | 20 | 4 | boot that the message's boot-clock time belongs to |
 //! | 24 | 8 | reserved, 0 |
@@ -138,6 +138,8 @@ pub(crate) const FLAG_RETAINED: u8 = 1;
 pub(crate) const FLAG_RECEIVED: u8 = 2;
 /// Flag: the first consumer is the one that had the message, which is settled there.
 pub(crate) const FLAG_HANDED_OVER: u8 = 4;
+/// Flag: a consumer had the message before, and the record does not say which one, because that has been followed already.
+pub(crate) const FLAG_SECOND_HAND: u8 = 8;
 
 /// Reads a little-endian integer; 0 after the end.
 pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {

@@ -1,8 +1,8 @@
 //! Encodes records, and reads them from a file that may be damaged.
 
 use super::format::{
-    CONSUMER_LEN, DATA, FAR, FLAG_HANDED_OVER, FLAG_RECEIVED, FLAG_RETAINED, FileKind, Header, RECORD_HEAD, RecordKind,
-    padded, u16_at, u32_at, u64_at,
+    CONSUMER_LEN, DATA, FAR, FLAG_HANDED_OVER, FLAG_RECEIVED, FLAG_RETAINED, FLAG_SECOND_HAND, FileKind, Header,
+    RECORD_HEAD, RecordKind, padded, u16_at, u32_at, u64_at,
 };
 use super::storage::Storage;
 
@@ -131,6 +131,11 @@ impl<'a> RecordRef<'a> {
     /// The key of the consumer from which the message was taken, and its ordinal there.
     pub(crate) fn handed_over(&self) -> Option<(u64, u64)> {
         (self.bytes[17] & FLAG_HANDED_OVER != 0 && self.count() > 0).then(|| self.pair(0))
+    }
+
+    /// Whether another consumer had the message before, also if it is not said any more which one.
+    pub(crate) fn is_second_hand(&self) -> bool {
+        self.bytes[17] & (FLAG_HANDED_OVER | FLAG_SECOND_HAND) != 0
     }
 
     pub(crate) fn boot(&self) -> u32 {

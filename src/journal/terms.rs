@@ -99,6 +99,8 @@ pub(crate) struct Delivery {
     pub(crate) resent: bool,
     /// Whether the other side has received it, according to the consumer ([`Note::Released`]).
     pub(crate) released: bool,
+    /// Whether another consumer had it before ([`super::Journal::hand_over`]).
+    pub(crate) handed_over: bool,
 }
 
 /// Additional effects of an append.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::support::{Client, Connect, Gateway, Properties, Publish, wait_until};
+use crate::support::{Client, Connect, Gateway, Lookup, Properties, Publish, wait_until};
 
 const FILTER: &str = "$share/workers/jobs/#";
 
@@ -98,4 +98,31 @@ fn malformed_groups_are_refused() {
     client.publish("a", "x", 2, false);
     let received = [client.receive(), client.receive()].map(|message| message.qos);
     assert!(received == [2, 0] || received == [0, 2], "one for each group: {received:?}");
+}
+
+#[test]
+fn a_message_of_a_group_has_the_qos_and_the_id_of_the_group_and_not_those_of_another_subscription() {
+    let gateway = Gateway::start();
+    let connect = || Connect::v5("both").persistent();
+    let mut both = connect().open(gateway.port);
+    for (filter, qos, id) in [("jobs/#", 1, 1), ("$share/workers/jobs/+", 2, 2)] {
+        both.subscribe_all(&[(filter, qos)], &Properties::new().variable(0x0b, id));
+    }
+    let mut publisher = Connect::new("publisher").open(gateway.port);
+    let terms = |client: &mut Client| {
+        let received = [client.receive(), client.receive()];
+        let mut terms =
+            received.map(|message| (message.text(), message.qos, Lookup::numbers(&message.properties[..], 0x0b)));
+        terms.sort_unstable();
+        terms
+    };
+    let expected = |text: &str| [(text.to_owned(), 1, vec![1]), (text.to_owned(), 2, vec![2])];
+    publisher.publish("jobs/x", "1", 2, false);
+    assert_eq!(terms(&mut both), expected("1"), "one for each subscription");
+    // what waits while the client is away
+    both.ping();
+    both.vanish();
+    publisher.publish("jobs/x", "2", 2, false);
+    let mut both = connect().open(gateway.port);
+    assert_eq!(terms(&mut both), expected("2"));
 }

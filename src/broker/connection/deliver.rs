@@ -209,7 +209,7 @@ impl BrokerConnection {
             }
             any = true;
             let source = DeliverySource::Journal(delivery.position, delivery.ordinal);
-            let grant = self.session.grant(delivery.message.view());
+            let grant = self.session.grant(delivery.message.view(), delivery.handed_over);
             match grant.or_else(|| completing(&delivery)) {
                 Some(_) if self.is_there(delivery.message.view()) => self.settle(source),
                 Some(grant) if delivery.released && grant.qos == Qos::ExactlyOnce => {

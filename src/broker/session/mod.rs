@@ -373,11 +373,16 @@ impl Session {
         }
     }
 
-    /// How to deliver a message from the journal to the present subscriptions; `None` if none of them matches.
-    pub(crate) fn grant(&self, message: MessageRef<'_>) -> Option<Grant> {
+    /// How to deliver a message from the journal to the present subscriptions; `None` if none of them matches. What a group
+    /// has handed over is for the subscription by which the client is in the group, because each group is a subscription of
+    /// its own; the client's other subscriptions have the message as well.
+    pub(crate) fn grant(&self, message: MessageRef<'_>, by_group: bool) -> Option<Grant> {
+        if by_group { self.grant_by_group(message) } else { self.grant_by_own(message) }
+    }
+
+    fn grant_by_own(&self, message: MessageRef<'_>) -> Option<Grant> {
         let (mut granted, mut ids): (Option<Grant>, SmallVec<[u32; 8]>) = (None, SmallVec::new());
-        let mut walk = Walk::default();
-        self.own.matches(message.topic(), &mut walk, |options| {
+        self.own.matches(message.topic(), &mut Walk::default(), |options| {
             if options.no_local && message.origin() == Origin::client(&self.owner) {
                 return;
             }
@@ -394,16 +399,20 @@ impl Session {
         if let Some(grant) = &mut granted {
             grant.ids = ids.into();
         }
-        // for subscriptions at QoS 0 nothing is kept, so such a message has come by a group
-        if !self.shared.is_empty() && granted.as_ref().is_none_or(|grant| grant.qos == Qos::AtMostOnce) {
-            self.shared.matches(message.topic(), &mut walk, |options| {
-                let qos = options.qos.min(message.qos());
-                if granted.as_ref().is_none_or(|grant| grant.qos < qos) {
-                    let retain = options.retain_as_published && message.retain();
-                    granted = Some(Grant { qos, retain, ids: options.id.into(), share: None });
-                }
-            });
-        }
+        granted
+    }
+
+    /// If several groups match, it was one with the highest QoS, because only at QoS 2 a message is handed over to a client
+    /// that is connected.
+    fn grant_by_group(&self, message: MessageRef<'_>) -> Option<Grant> {
+        let mut granted: Option<Grant> = None;
+        self.shared.matches(message.topic(), &mut Walk::default(), |options| {
+            let qos = options.qos.min(message.qos());
+            if granted.as_ref().is_none_or(|grant| grant.qos < qos) {
+                let retain = options.retain_as_published && message.retain();
+                granted = Some(Grant { qos, retain, ids: options.id.into(), share: None });
+            }
+        });
         granted
     }
 }

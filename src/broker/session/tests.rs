@@ -69,14 +69,14 @@ fn overlapping_subscriptions_grant_one_delivery() {
     let options = |qos, id| SubscriptionOptions { qos, no_local: false, retain_as_published: id == 2, id: Some(id) };
     session.subscribe("a/#", Subscription { options: options(Qos::AtMostOnce, 1), group: None });
     session.subscribe("a/+", Subscription { options: options(Qos::AtLeastOnce, 2), group: None });
-    let grant = session.grant(queued(Qos::ExactlyOnce).message.view()).unwrap();
+    let grant = session.grant(queued(Qos::ExactlyOnce).message.view(), false).unwrap();
     assert_eq!((grant.qos, grant.retain, grant.ids.as_slice().len()), (Qos::AtLeastOnce, true, 2));
     session.unsubscribe("a/+");
     session.subscribe(
         "a/#",
         Subscription { options: SubscriptionOptions { no_local: true, ..options(Qos::AtLeastOnce, 1) }, group: None },
     );
-    assert!(session.grant(queued(Qos::ExactlyOnce).message.view()).is_none(), "its own");
+    assert!(session.grant(queued(Qos::ExactlyOnce).message.view(), false).is_none(), "its own");
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn two_groups_of_one_filter_are_two_subscriptions() {
     let mut session = Session::new("me", 9, None, 0);
     let options = |qos| SubscriptionOptions { qos, no_local: false, retain_as_published: false, id: None };
     let group = || SharedGroup::new(InboxLimits { messages: 1, bytes: 1 }, None);
-    let qos = |session: &Session| session.grant(queued(Qos::ExactlyOnce).message.view()).map(|grant| grant.qos);
+    let qos = |session: &Session| session.grant(queued(Qos::ExactlyOnce).message.view(), true).map(|grant| grant.qos);
     for (first, second) in [(Qos::AtLeastOnce, Qos::ExactlyOnce), (Qos::ExactlyOnce, Qos::ExactlyOnce)] {
         session.subscribe("$share/a/a/#", Subscription { options: options(Qos::AtMostOnce), group: Some(group()) });
         session.subscribe("$share/b/a/#", Subscription { options: options(second), group: Some(group()) });
@@ -98,17 +98,25 @@ fn two_groups_of_one_filter_are_two_subscriptions() {
 }
 
 #[test]
-fn what_came_by_a_group_is_kept_although_another_subscription_is_at_qos_0() {
+fn what_came_by_a_group_is_for_the_subscription_to_the_group_and_no_other() {
     let mut session = Session::new("me", 9, None, 0);
     let options = |qos, id| SubscriptionOptions { qos, no_local: false, retain_as_published: false, id: Some(id) };
     let group = || Some(SharedGroup::new(InboxLimits { messages: 1, bytes: 1 }, None));
-    session.subscribe("a/#", Subscription { options: options(Qos::AtMostOnce, 1), group: None });
+    let granted = |session: &Session, qos, by_group| {
+        let grant = session.grant(queued(qos).message.view(), by_group)?;
+        Some((grant.qos, grant.ids.as_slice().to_vec()))
+    };
     session.subscribe("$share/g/a/#", Subscription { options: options(Qos::AtLeastOnce, 2), group: group() });
     session.subscribe("$share/h/a/+", Subscription { options: options(Qos::ExactlyOnce, 3), group: group() });
-    let grant = session.grant(queued(Qos::ExactlyOnce).message.view()).unwrap();
-    assert_eq!((grant.qos, grant.ids.as_slice()), (Qos::ExactlyOnce, &[3][..]));
-    session.subscribe("a/b", Subscription { options: options(Qos::AtLeastOnce, 4), group: None });
+    assert_eq!(granted(&session, Qos::ExactlyOnce, false), None, "nothing but groups asks for it");
+    for own in [Qos::AtMostOnce, Qos::AtLeastOnce] {
+        session.subscribe("a/#", Subscription { options: options(own, 1), group: None });
+        assert_eq!(granted(&session, Qos::ExactlyOnce, true), Some((Qos::ExactlyOnce, vec![3])));
+        assert_eq!(granted(&session, Qos::ExactlyOnce, false), Some((own, vec![1])));
+        assert_eq!(granted(&session, Qos::AtMostOnce, true).unwrap().0, Qos::AtMostOnce);
+    }
     session.unsubscribe("$share/h/a/+");
-    let grant = session.grant(queued(Qos::AtMostOnce).message.view()).unwrap();
-    assert_eq!(grant.qos, Qos::AtMostOnce);
+    assert_eq!(granted(&session, Qos::ExactlyOnce, true), Some((Qos::AtLeastOnce, vec![2])));
+    session.unsubscribe("$share/g/a/#");
+    assert_eq!(granted(&session, Qos::ExactlyOnce, true), None);
 }

@@ -277,7 +277,8 @@ impl SharesOut for SharedGroup {
         for (share, message) in messages.into_iter().rev() {
             match share.kept {
                 Some((position, ordinal)) => {
-                    let delivery = Delivery { position, ordinal, message, resent: true, released: false };
+                    let delivery =
+                        Delivery { position, ordinal, message, resent: true, released: false, handed_over: false };
                     state.again.insert(ordinal, delivery);
                 }
                 None => state.enqueue(message, true),

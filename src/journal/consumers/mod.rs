@@ -13,7 +13,7 @@ use std::time::Instant;
 use self::ahead::AheadOfAll;
 pub(crate) use self::cursor::{CURSOR_LEN, Cursor, decode_cursors, encode_cursor};
 pub(crate) use self::news::News;
-pub(crate) use self::queue::{AHEAD_BYTES, Queue};
+pub(crate) use self::queue::{AHEAD_BYTES, FoundMessage, Queue};
 use super::parts::Part;
 use super::{AHEAD_ALL, CURSOR_AGE, CURSOR_EVERY, CURSOR_IDLE, ConsumerId, Limits};
 

@@ -382,7 +382,7 @@ impl JournalState {
             if room && queue.takes(ordinal) && message.is_none() {
                 message = Message::from_bytes(Bytes::copy_from_slice(body));
             }
-            queue.commit(message.as_ref(), ordinal, position, room);
+            queue.commit(message.as_ref().map(|message| (message, record.is_second_hand())), ordinal, position, room);
             if !was_behind && queue.is_behind() {
                 behind.push(id);
             }

@@ -8,8 +8,14 @@ use crate::journal::storage::memory::{Faults, FileChange};
 /// Makes a journal that gets its next file by merging. Returns a consumer with waiting messages, and one that has settled
 /// all of its messages.
 fn ready_to_merge(storage: &MemoryStorage) -> (Journal, ConsumerId, ConsumerId) {
+    ready_after(storage, |_, _| {})
+}
+
+/// The same, with what `first` appends for the consumer with waiting messages before them.
+fn ready_after(storage: &MemoryStorage, first: impl FnOnce(&Journal, ConsumerId)) -> (Journal, ConsumerId, ConsumerId) {
     let journal = open(storage, settings(SMALL, WhenFull::DropOldest));
     let [slow, quick] = ["upstream/slow", "upstream/quick"].map(|name| journal.register(name, ANY));
+    first(&journal, slow);
     let files = |journal: &Journal| journal.status().segments;
     let mut number = 0;
     // seven of ten messages wait, so that three files can be merged into two and a part of one stays
@@ -83,6 +89,39 @@ fn a_merge_cut_at_any_change_keeps_all_that_waits_once_and_in_order() {
         }
     }
     assert!(cuts > 200, "{cuts}");
+}
+
+#[test]
+fn what_another_consumer_had_before_is_known_in_memory_from_the_disk_and_after_a_merge() {
+    let storage = MemoryStorage::default();
+    let second_hand = |deliveries: Vec<Delivery>| deliveries.iter().map(|one| one.handed_over).collect::<Vec<bool>>();
+    let (journal, slow, quick) = ready_after(&storage, |journal, slow| {
+        let group = journal.register("share/g/a/t", ANY);
+        let (mut of_group, mut reader) = (journal.reader(group), journal.reader(slow));
+        fill(journal, 0..1, &[slow]);
+        fill(journal, 1..2, &[group]);
+        let given = read_all(journal, &mut of_group, 1);
+        wait_synced(journal, journal.hand_over(group, &given[0], slow).unwrap());
+        assert_eq!(second_hand(read_all(journal, &mut reader, 2)), [false, true]);
+    });
+    let known = |journal: &Journal, slow: ConsumerId| {
+        let all = read_all(journal, &mut journal.reader(slow), journal.backlog(slow).messages);
+        second_hand(all)[..3].to_vec()
+    };
+    assert_eq!(known(&journal, slow), [false, true, false]);
+    storage.record();
+    let is_merged = |change: &FileChange| matches!(change, FileChange::Write(_, 0, bytes) if bytes[10] == 3);
+    let mut rounds = 0;
+    while !storage.recorded().iter().any(is_merged) {
+        fill(&journal, 0..5, &[quick]);
+        rounds += 1;
+        assert!(rounds < 100, "nothing is merged");
+    }
+    assert_eq!(known(&journal, slow), [false, true, false]);
+    drop(journal);
+    let journal = open(&storage, settings(SMALL, WhenFull::DropOldest));
+    let slow = journal.register("upstream/slow", ANY);
+    assert_eq!(known(&journal, slow), [false, true, false]);
 }
 
 #[test]

@@ -8,7 +8,9 @@ use std::collections::HashMap;
 use std::io;
 
 use super::{Writer, random};
-use crate::journal::format::{DATA, FLAG_RETAINED, FileKind, HEADER_COPY, Header, RecordKind, WHOLE_HEADER_LEN};
+use crate::journal::format::{
+    DATA, FLAG_RETAINED, FLAG_SECOND_HAND, FileKind, HEADER_COPY, Header, RecordKind, WHOLE_HEADER_LEN,
+};
 use crate::journal::log::Segment;
 use crate::journal::parts::{Part, usable};
 use crate::journal::record::{self, RecordDraft, RecordRef, Scanner};
@@ -209,7 +211,8 @@ impl Writer {
 
 /// Encodes a copied record with only those consumers that still need it.
 fn encode(out: &mut Vec<u8>, record: &RecordRef<'_>, live: &[(u64, u64)]) {
-    let flags = if record.is_retained() { FLAG_RETAINED } else { 0 };
+    let retained = if record.is_retained() { FLAG_RETAINED } else { 0 };
+    let flags = retained | if record.is_second_hand() { FLAG_SECOND_HAND } else { 0 };
     let draft = RecordDraft { kind: RecordKind::Message, flags, boot: record.boot(), body: &[record.body()] };
     record::encode(out, record.position(), &draft, live.iter().copied());
 }

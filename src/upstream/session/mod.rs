@@ -407,7 +407,7 @@ impl UpstreamSession {
         is_current: bool,
         now: u64,
     ) -> Vec<SessionAction> {
-        let Delivery { position, ordinal, message, resent, released } = delivery;
+        let Delivery { position, ordinal, message, resent, released, .. } = delivery;
         let mut actions = Vec::new();
         self.forget_missing(lane, position);
         let before = self.begin_exchange(lane, ordinal, &mut actions);

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
-pub(crate) use self::reading::AHEAD_BYTES;
+pub(crate) use self::reading::{AHEAD_BYTES, FoundMessage};
 use super::ahead::Ahead;
 use super::cursor::Cursor;
 use super::news::News;

@@ -15,20 +15,38 @@ pub(crate) const AHEAD_BYTES: usize = 256 * 1024;
 /// The most messages that are read ahead for one consumer.
 const AHEAD_MESSAGES: usize = 1024;
 
+/// A message for a consumer in the log.
+#[derive(Debug)]
+pub(crate) struct FoundMessage {
+    pub(crate) position: Position,
+    pub(crate) ordinal: u64,
+    pub(crate) message: Message,
+    /// As in [`Delivery`].
+    pub(crate) handed_over: bool,
+}
+
 impl Queue {
     /// Whether a message that is now on disk is also kept in memory.
     pub(crate) fn takes(&self, ordinal: u64) -> bool {
         self.is_attached && self.behind.is_none() && ordinal > self.cursor.base && self.has_room()
     }
 
-    /// Records that a message is on disk. It is kept in memory if it is the next one and there is room.
-    pub(crate) fn commit(&mut self, message: Option<&Message>, ordinal: u64, position: u64, room: bool) {
+    /// Records that a message is on disk. It is kept in memory if it is the next one and there is room. `message` may be absent
+    /// if there is none; with it comes whether it was handed over.
+    pub(crate) fn commit(&mut self, message: Option<(&Message, bool)>, ordinal: u64, position: u64, room: bool) {
         self.committed = self.committed.max(ordinal);
         if self.behind.is_some() || ordinal <= self.cursor.base {
             return;
         }
         match message.filter(|_| room && self.takes(ordinal)) {
-            Some(message) => self.push_ready(Position(position), ordinal, message.clone()),
+            Some((message, handed_over)) => {
+                self.push_ready(FoundMessage {
+                    position: Position(position),
+                    ordinal,
+                    message: message.clone(),
+                    handed_over,
+                });
+            }
             None => self.behind = Some(Behind { position, ordinal }),
         }
         self.tell();
@@ -69,7 +87,8 @@ impl Queue {
     }
 
     /// Adds a message from the log to those in memory.
-    fn push_ready(&mut self, position: Position, ordinal: u64, message: Message) {
+    fn push_ready(&mut self, found: FoundMessage) {
+        let FoundMessage { position, ordinal, message, handed_over } = found;
         let ready = self.ready.back().map_or(0, |last| last.ordinal);
         if ordinal <= ready.max(self.cursor.base) {
             return;
@@ -81,7 +100,7 @@ impl Queue {
         let released = self.released.contains(&ordinal);
         self.ahead.add(message.size());
         let resent = ordinal <= self.maybe_sent;
-        self.ready.push_back(Delivery { position, ordinal, message, resent, released });
+        self.ready.push_back(Delivery { position, ordinal, message, resent, released, handed_over });
     }
 
     /// Whether the reading thread must read for this consumer.
@@ -107,12 +126,10 @@ impl Queue {
     }
 
     /// Adds what the reading thread has read, from position `from` up to `upto`. Returns whether it was still needed.
-    pub(crate) fn filled(&mut self, from: u64, upto: u64, found: Vec<(u64, u64, Message)>) -> bool {
+    pub(crate) fn filled(&mut self, from: u64, upto: u64, found: Vec<FoundMessage>) -> bool {
         let Some(behind) = self.behind.filter(|behind| behind.position == from) else { return false };
-        let last = found.last().map_or(0, |(_, ordinal, _)| *ordinal);
-        for (position, ordinal, message) in found {
-            self.push_ready(Position(position), ordinal, message);
-        }
+        let last = found.last().map_or(0, |found| found.ordinal);
+        found.into_iter().for_each(|found| self.push_ready(found));
         self.behind = Some(Behind { position: upto + 1, ordinal: behind.ordinal.max(last + 1) });
         self.tell();
         true
