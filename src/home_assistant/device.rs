@@ -65,18 +65,20 @@ fn object(value: Value) -> Map<String, Value> {
     }
 }
 
-pub(crate) fn gateway(prefix: &str, gateway: &AnnouncedGateway) -> Device {
-    let device = format!("pigateway_{}", gateway_slug(&gateway.id));
-    let state = state_topic(&gateway.id);
-    let part = |id: &str, platform: &str, name: &str, more: Value| {
-        let mut part = object(more);
-        part.insert("p".into(), platform.into());
-        part.insert("uniq_id".into(), format!("{device}_{id}").into());
-        part.insert("name".into(), name.into());
-        part.insert("ent_cat".into(), "diagnostic".into());
-        (id.to_owned(), Value::Object(part))
-    };
-    let mut parts = vec![
+/// A part of the device of the gateway with this name: its id, and how it is announced.
+fn part(device: &str, (id, platform, name): (&str, &str, &str), more: Value) -> (String, Value) {
+    let mut part = object(more);
+    part.insert("p".into(), platform.into());
+    part.insert("uniq_id".into(), format!("{device}_{id}").into());
+    part.insert("name".into(), name.into());
+    part.insert("ent_cat".into(), "diagnostic".into());
+    (id.to_owned(), Value::Object(part))
+}
+
+/// The parts that every gateway has.
+fn own_parts(device: &str, state: &str) -> Vec<(String, Value)> {
+    let part = |id, platform, name, more| part(device, (id, platform, name), more);
+    vec![
         part(
             "problem",
             "binary_sensor",
@@ -102,26 +104,34 @@ pub(crate) fn gateway(prefix: &str, gateway: &AnnouncedGateway) -> Device {
                 "val_tpl": "{{ value_json.journal_used_bytes }}",
             }),
         ),
-    ];
-    for name in &gateway.upstreams {
-        let (id, of) = (name_slug(name), format!("value_json.upstreams['{name}']"));
-        let connected = format!("{{{{ 'ON' if {of}.connected else 'OFF' }}}}");
-        parts.push(part(
-            &format!("upstream_{id}_connected"),
-            "binary_sensor",
-            &format!("Upstream {name}"),
-            json!({"dev_cla": "connectivity", "val_tpl": connected}),
-        ));
-        let pending = format!("{{{{ {of}.pending }}}}");
-        parts.push(part(
-            &format!("upstream_{id}_backlog"),
-            "sensor",
-            &format!("Upstream {name} backlog"),
-            json!({
-                "stat_cla": "measurement", "unit_of_meas": "messages", "ic": "mdi:tray-full", "val_tpl": pending,
-            }),
-        ));
-    }
+    ]
+}
+
+/// The parts for one upstream.
+fn upstream_parts(device: &str, name: &str) -> [(String, Value); 2] {
+    let (id, of) = (name_slug(name), format!("value_json.upstreams['{name}']"));
+    let connected = format!("{{{{ 'ON' if {of}.connected else 'OFF' }}}}");
+    let connected = part(
+        device,
+        (&format!("upstream_{id}_connected"), "binary_sensor", &format!("Upstream {name}")),
+        json!({"dev_cla": "connectivity", "val_tpl": connected}),
+    );
+    let pending = format!("{{{{ {of}.pending }}}}");
+    let backlog = part(
+        device,
+        (&format!("upstream_{id}_backlog"), "sensor", &format!("Upstream {name} backlog")),
+        json!({
+            "stat_cla": "measurement", "unit_of_meas": "messages", "ic": "mdi:tray-full", "val_tpl": pending,
+        }),
+    );
+    [connected, backlog]
+}
+
+pub(crate) fn gateway(prefix: &str, gateway: &AnnouncedGateway) -> Device {
+    let device = format!("pigateway_{}", gateway_slug(&gateway.id));
+    let state = state_topic(&gateway.id);
+    let mut parts = own_parts(&device, &state);
+    parts.extend(gateway.upstreams.iter().flat_map(|name| upstream_parts(&device, name)));
     let mut about = json!({
         "ids": [device], "name": format!("pigateway {}", gateway.id), "mf": "pigateway", "mdl": "MQTT gateway",
         "sw": env!("CARGO_PKG_VERSION"),

@@ -238,7 +238,22 @@ where
             ConnectionEnd::Panicked
         })
     };
-    end.log(&core, &connection.identity.client_id, peer.address);
+    drop(input);
+    Box::pin(conclude(core, connection, end, (claim, number), (reader, writer))).await;
+}
+
+/// Says good-bye to the client after its connection has ended, and leaves its place to others.
+async fn conclude<R, W>(
+    core: Arc<Core>,
+    mut connection: Box<BrokerConnection>,
+    end: ConnectionEnd,
+    (claim, number): (super::registry::Claim, u64),
+    (reader, writer): (R, W),
+) where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    end.log(&core, &connection.identity.client_id, connection.address);
     if end.is_stopping() {
         // the gateway's own last messages, such as that a sensor is offline, are still delivered
         connection.deliver();
@@ -246,10 +261,10 @@ where
     // its own last messages may wait for a place, and nobody must wait for a reader that is gone
     connection.subscriber.inbox.give_up();
     if let Some(reason) = end.reason() {
+        let version = connection.version;
         write::disconnect(connection.out.tail(), version, reason);
     }
     core.leave(number);
-    drop(input);
     let (last, is_stopping) = (std::mem::take(&mut connection.out), end.is_stopping());
     let is_there = !connection.is_deaf && !matches!(end, ConnectionEnd::Closed | ConnectionEnd::Stalled);
     // a connection that waits for the client id does not wait for a client that is slow to read its last packet

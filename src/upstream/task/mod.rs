@@ -284,43 +284,9 @@ impl<C: UpstreamClient> Upstream<C> {
             self.backoff.connected_for(connected.elapsed());
             let is_planned = self.session.is_renewing() || matches!(end, ConversationEnd::Missed);
             let Some((why, at_once)) = end.reason() else { break };
-            if !at_once && !is_planned {
-                self.is_down(&why, &format!("the connection ended: {why}"));
-            }
-            self.pass_ended(&why);
-            let by_upstream = matches!(why, Broken::Closed | Broken::Dismissed(..));
-            let at_answer = self.inbox.ended(by_upstream, self.clock.boot_ms());
-            let at_reading = self.reading_ended(by_upstream);
-            if self.asked.ended(by_upstream) || at_answer || at_reading {
-                self.session.explain();
-            }
-            let actions = self.session.disconnected(&why, self.clock.boot_ms());
-            let finds_item = self.passes.blames() && self.session.got_through();
-            if finds_item || self.session.is_cause_clear(self.clock.boot_ms()) {
-                self.backoff.made_progress();
-            } else if self.session.got_through() && !self.session.blames() {
-                self.backoff.worked_for(connected.elapsed());
-            }
-            self.perform(actions);
-            self.readers.say_settled();
-            self.look_for_twin(&why, connected.elapsed());
-            self.lanes.disconnected(self.consumers.waiting());
-            self.set_filters();
-            self.inbox.disconnected(self.current.clean_session);
-            self.exact.disconnected(&why);
-            let upstream = &self.name;
-            let waiting = self.consumers.backlog().messages;
-            let address = &self.shown.address;
-            if !at_once && !is_planned && self.troubles.ended(address, &why, connected.elapsed()) {
-                warn!(upstream, address, waiting, "connections are accepted, and end at once: {why}");
-            } else if self.backoff.is_news() {
-                info!(upstream, address, waiting, "connection ended: {why}");
-            } else {
-                debug!(upstream, address, waiting, "connection ended: {why}");
-            }
-            self.shown.last_error = Some(why.to_string());
-            self.set_state(UpstreamState::Waiting, None);
-            let is_passed_on = !at_once && !is_planned && self.pass_on(&why, connected.elapsed());
+            let is_failure = !at_once && !is_planned;
+            self.connection_ended(&why, is_failure, connected.elapsed());
+            let is_passed_on = is_failure && self.pass_on(&why, connected.elapsed());
             let pause = match at_once {
                 true => Duration::ZERO,
                 // nothing is known yet against the next one
@@ -341,6 +307,47 @@ impl<C: UpstreamClient> Upstream<C> {
         self.set_state(UpstreamState::Stopped, None);
         self.is_over();
         Ok(())
+    }
+
+    /// Concludes from the end of a connection that has lasted so long what to do with the next one, and logs it. It is a failure
+    /// unless the gateway has ended it itself.
+    fn connection_ended(&mut self, why: &Broken, is_failure: bool, lasted: Duration) {
+        if is_failure {
+            self.is_down(why, &format!("the connection ended: {why}"));
+        }
+        self.pass_ended(why);
+        let by_upstream = matches!(why, Broken::Closed | Broken::Dismissed(..));
+        let at_answer = self.inbox.ended(by_upstream, self.clock.boot_ms());
+        let at_reading = self.reading_ended(by_upstream);
+        if self.asked.ended(by_upstream) || at_answer || at_reading {
+            self.session.explain();
+        }
+        let actions = self.session.disconnected(why, self.clock.boot_ms());
+        let finds_item = self.passes.blames() && self.session.got_through();
+        if finds_item || self.session.is_cause_clear(self.clock.boot_ms()) {
+            self.backoff.made_progress();
+        } else if self.session.got_through() && !self.session.blames() {
+            self.backoff.worked_for(lasted);
+        }
+        self.perform(actions);
+        self.readers.say_settled();
+        self.look_for_twin(why, lasted);
+        self.lanes.disconnected(self.consumers.waiting());
+        self.set_filters();
+        self.inbox.disconnected(self.current.clean_session);
+        self.exact.disconnected(why);
+        let upstream = &self.name;
+        let waiting = self.consumers.backlog().messages;
+        let address = &self.shown.address;
+        if is_failure && self.troubles.ended(address, why, lasted) {
+            warn!(upstream, address, waiting, "connections are accepted, and end at once: {why}");
+        } else if self.backoff.is_news() {
+            info!(upstream, address, waiting, "connection ended: {why}");
+        } else {
+            debug!(upstream, address, waiting, "connection ended: {why}");
+        }
+        self.shown.last_error = Some(why.to_string());
+        self.set_state(UpstreamState::Waiting, None);
     }
 
     /// Waits, unless the settings change meanwhile. Returns whether it was cancelled.
