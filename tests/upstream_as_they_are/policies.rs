@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::played::{Played, Say};
+use crate::support::packet::packet;
 use crate::support::{Connect, Gateway, PATIENCE, Properties, http, wait_until};
 use crate::{drained, ledger, publish, start, upstream};
 
@@ -95,6 +96,40 @@ fn a_denied_topic_holds_up_no_other_one_and_arrives_when_it_is_allowed() {
     assert_eq!((drained(port), ledger(port)["acked"].clone()), (0, (denied + good).into()));
     let secret = played.texts().into_iter().filter_map(|text| text.parse::<usize>().ok());
     assert_eq!(secret.collect::<Vec<_>>(), (0..denied).collect::<Vec<_>>());
+}
+
+/// The answer does not tell that the connection ends because of the message.
+#[test]
+fn a_topic_after_whose_answers_connections_end_holds_up_no_other_one_and_arrives_when_it_is_allowed() {
+    let allowed = Arc::new(AtomicBool::new(false));
+    let allows = allowed.clone();
+    let played = Played::new(move |heard| match heard.publish() {
+        Some(publish) if publish.topic == "loft/secret" && !allows.load(Ordering::Relaxed) => {
+            Say::Last(packet(0x40, &[&publish.id.to_be_bytes()]))
+        }
+        _ => Say::Usual,
+    });
+    let (gateway, port) = start(&upstream(played.port, "protocol = 4"));
+    let (denied, good) = publish_until(&gateway, &played, 200);
+    let texts: Vec<String> = (0..good).map(|number| format!("good {number}")).collect();
+    played.wait_for(&texts.iter().map(String::as_str).collect::<Vec<_>>());
+    let line = gateway.wait_for_line("answers messages on this topic and then closes the connection");
+    assert!(line.contains("WARN") && line.contains("loft/secret") && line.contains("pigateway.toml:"), "{line}");
+    // without this each of them ends one, as fast as connections are made
+    let connections = played.log().connections.len();
+    assert!(connections <= 30, "{connections}");
+    wait_until("all are counted", || {
+        let shown = &http::get(port, "/api/v1/upstreams").json()[0];
+        let (acked, pending) = (shown["ledger"]["acked"].as_u64(), shown["ledger"]["pending"].as_u64());
+        let answered = acked.unwrap_or_default().saturating_sub(good as u64);
+        shown["denied_topics"] == 1 && answered < 30 && pending.map(|it| it + answered) == Some(denied as u64)
+    });
+    allowed.store(true, Ordering::Relaxed);
+    try_at_once(&gateway);
+    gateway.wait_for_line("takes this topic again");
+    assert_eq!((drained(port), ledger(port)["acked"].clone()), (0, (denied + good).into()));
+    let secret: Vec<usize> = played.texts().into_iter().filter_map(|text| text.parse().ok()).collect();
+    assert!(secret.is_sorted() && secret.len() + 30 > denied && secret.last() == Some(&(denied - 1)), "{secret:?}");
 }
 
 #[test]

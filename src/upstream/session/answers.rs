@@ -103,6 +103,7 @@ impl UpstreamSession {
 
     /// Handles an answer after which the message is not sent again.
     fn has_outcome(&mut self, at: usize, refused: bool, now: u64, actions: &mut Vec<SessionAction>) {
+        self.watch_after(at, now);
         self.got_through |= !refused;
         self.put_off.trial.others_arrive(!refused);
         if self.in_flight[at].retain && !refused {

@@ -41,7 +41,8 @@ impl UpstreamSession {
         let opening = self.opening.deadline();
         let passed = self.holds_up().map(|(_, due)| due).filter(|_| self.link.is_some());
         let put_off = self.put_off_deadline().filter(|_| self.link.is_some());
-        let again = [self.refusal_deadline(), self.status_deadline(), self.packet_limits.deadline()];
+        let outlived = self.after_answer.deadline();
+        let again = [self.refusal_deadline(), self.status_deadline(), self.packet_limits.deadline(), outlived];
         let all = [self.answer_deadline(), pause, opening, self.throttle.deadline(), passed, put_off];
         all.into_iter().chain(again).flatten().min()
     }
@@ -56,6 +57,7 @@ impl UpstreamSession {
         self.denied.time(now);
         let mut actions = Vec::new();
         actions.extend(self.packet_limits.time(now).then_some(SessionAction::TakeBackLarge));
+        self.after_answer_time(now, &mut actions);
         self.opening_time(now, &mut actions);
         self.refusal_time(now, &mut actions);
         self.status_time(now, &mut actions);

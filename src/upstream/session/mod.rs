@@ -21,8 +21,8 @@
 //! packets before any message ([`opening`]), then the retain flag, then single messages. A message is set aside only if
 //! others are acknowledged ([`suspect`]). Failures of the network do not count. No more than `rate` is sent.
 //!
-//! **Denied.** If the upstream closes the connection at every message of a topic, or above a size, these messages wait, and one of
-//! them is tried now and then ([`denied`]).
+//! **Denied.** If the upstream closes the connection at every message of a topic, or above a size, or just after it has answered one
+//! of a topic ([`after_answer`]), these messages wait, and one of them is tried now and then ([`denied`]).
 //!
 //! **Put off.** A message that does not get through although others do lets others go first and is tried again later
 //! ([`put_off`]).
@@ -34,6 +34,7 @@
 //! and messages name the gateways that they have passed through: none enters a gateway twice (see [`crate::message::via`]).
 
 mod action;
+mod after_answer;
 mod answers;
 mod coincidence;
 mod deadlines;
@@ -64,6 +65,7 @@ mod under_way;
 use std::collections::VecDeque;
 
 pub(crate) use self::action::SessionAction;
+use self::after_answer::AfterAnswer;
 use self::coincidence::Coincidences;
 use self::denied::DeniedTopics;
 pub(crate) use self::down::{Inbound, InboundLoss, NotTaken};
@@ -144,6 +146,7 @@ pub(crate) struct UpstreamSession {
     unconfirmed: Unconfirmed,
     coincidences: Coincidences,
     denied: DeniedTopics,
+    after_answer: AfterAnswer,
     opening: SessionOpening,
     learned: Learned,
     limits: LearnedLimits,
@@ -219,6 +222,7 @@ impl UpstreamSession {
             unconfirmed: Unconfirmed::default(),
             coincidences: Coincidences::default(),
             denied: DeniedTopics::default(),
+            after_answer: AfterAnswer::default(),
             opening: SessionOpening::default(),
             learned: Learned::default(),
             limits: LearnedLimits::default(),
@@ -297,6 +301,7 @@ impl UpstreamSession {
         self.resume_exchanges(link.session_present, &mut actions);
         self.suspicion.connected(now);
         self.denied.connected();
+        self.after_answer.connected(now);
         self.unconfirmed.connected();
         self.not_accepted.connected();
         (self.got_through, self.has_recorded, self.is_out_of_order) = (false, false, false);
@@ -325,6 +330,7 @@ impl UpstreamSession {
             _ if is_explained => {}
             // what frees packet ids is sent before all the rest
             Broken::Closed | Broken::Dismissed(..) if self.ended_while_freeing() => {}
+            Broken::Closed | Broken::Dismissed(..) if self.ended_after_answer(now, &mut actions) => {}
             Broken::Closed | Broken::Dismissed(..)
                 if !self.opening_ended(now) && !self.ended_at_release(now) && !self.is_coincidence() =>
             {
@@ -348,7 +354,11 @@ impl UpstreamSession {
 
     /// Whether a message that was sent is suspected of ending connections.
     pub(crate) fn blames(&self) -> bool {
-        self.suspicion.blames() || self.opening.blames() || self.put_off.blames() || self.denied.blames()
+        self.suspicion.blames()
+            || self.opening.blames()
+            || self.put_off.blames()
+            || self.denied.blames()
+            || self.after_answer.blames()
     }
 
     /// Whether the session itself ends the connection, to get a new one.
@@ -372,7 +382,7 @@ impl UpstreamSession {
         if self.opening.is_waiting() || self.throttle.is_closed() || self.is_out_of_ids() || self.lets_out {
             return 0;
         }
-        if self.is_quiet_for_topic() {
+        if self.is_quiet_for_topic() || self.after_answer.is_waiting() {
             return 0;
         }
         if self.is_cautious() {
@@ -395,7 +405,7 @@ impl UpstreamSession {
 
     /// Whether messages are sent one at a time.
     fn is_cautious(&self) -> bool {
-        self.held > 0 || self.suspicion.is_active() || self.denied.is_trying()
+        self.held > 0 || self.suspicion.is_active() || self.denied.is_trying() || self.after_answer.is_doubting()
     }
 
     /// Sends a message of the journal. `is_current` tells, for a message with the retain flag, that it is the retained

@@ -145,7 +145,8 @@ impl UpstreamSession {
 
     /// The message that was held back and is sent next.
     pub(crate) fn held(&self) -> Option<&Message> {
-        if self.held == 0 || self.link.is_none() || self.pause.is_some() || self.opening.is_waiting() {
+        let is_waiting = self.opening.is_waiting() || self.after_answer.is_waiting();
+        if self.held == 0 || self.link.is_none() || self.pause.is_some() || is_waiting {
             return None;
         }
         if self.in_flight.iter().any(SentMessage::is_awaited) {

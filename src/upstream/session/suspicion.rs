@@ -105,6 +105,11 @@ impl Suspicion {
         !self.entries.is_empty()
     }
 
+    /// Whether an end counts against a message.
+    pub(crate) fn has_strikes(&self) -> bool {
+        self.entries.iter().any(|entry| entry.strikes > 0)
+    }
+
     /// Whether messages of this lane are sent one at a time.
     pub(crate) fn concerns(&self, lane: Lane) -> bool {
         self.until[lane.index()].is_some() || self.entries.iter().any(|entry| entry.lane == lane)

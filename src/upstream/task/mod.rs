@@ -317,7 +317,8 @@ impl<C: UpstreamClient> Upstream<C> {
         }
         self.pass_ended(why);
         let by_upstream = matches!(why, Broken::Closed | Broken::Dismissed(..));
-        let at_answer = self.inbox.ended(by_upstream, self.clock.boot_ms());
+        let at_own_answer = by_upstream && !self.session.is_after_answer();
+        let at_answer = self.inbox.ended(at_own_answer, self.clock.boot_ms());
         let at_reading = self.reading_ended(by_upstream);
         if self.asked.ended(by_upstream) || at_answer || at_reading {
             self.session.explain();

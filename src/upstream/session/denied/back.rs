@@ -14,8 +14,8 @@ impl UpstreamSession {
             && self.denied.has_room()
             && let Some(it) = self.denied.record(topic)
         {
-            // the one that was tried is in its lane
-            (it.is_put_off, it.comes_back, it.due) = (true, true, 0);
+            // the one that was tried is in its lane, and the upstream may have answered those before it
+            (it.is_put_off, it.comes_back, it.is_after, it.due) = (true, true, true, 0);
         }
         let Some(key) = self.denied.key(message) else { return true };
         let Some(it) = self.denied.put_off(key) else {

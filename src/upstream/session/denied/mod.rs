@@ -15,9 +15,14 @@
 //!
 //! Messages may also be put off because of their size ([`large`]).
 //!
+//! Where the upstream answers such a message before it closes the connection ([`super::after_answer`]), the one that is tried has
+//! ended with its answer. So its topic is taken again only if the connection outlives that answer, and otherwise the next
+//! message of the topic is tried.
+//!
 //! After a start nothing is known of the topics, but what lies on the shelf shows which they were. Of each the first message in
 //! the lanes is tried, which is the one that was tried before. If there is none, the oldest one comes back from the shelf.
 
+mod after;
 mod back;
 mod large;
 
@@ -54,6 +59,10 @@ struct DeniedTopic {
     is_large: bool,
     /// Whether its messages are put off; otherwise one of them was set aside.
     is_put_off: bool,
+    /// Whether the upstream answers its messages before it closes the connection.
+    is_after: bool,
+    /// Whether a connection has ended for another reason since the last attempt.
+    is_erratic: bool,
     /// The message that is tried.
     tried: Option<(Lane, Position)>,
     /// Whether a message comes back from the shelf to be tried.
@@ -180,6 +189,8 @@ impl DeniedTopics {
                 topic,
                 is_large: false,
                 is_put_off: false,
+                is_after: false,
+                is_erratic: false,
                 tried: None,
                 comes_back: false,
                 has_shelved: false,
@@ -256,24 +267,34 @@ impl UpstreamSession {
     /// Puts off the messages of the topic of this one.
     /// If a size is given, that may be the reason instead, so one smaller message of the topic is sent.
     pub(super) fn deny(&mut self, message: &Message, size: Option<usize>, now: u64) {
-        let topic = message.view().topic();
-        let head = self.denied.end_head(hash(topic));
-        let Some(it) = self.denied.record(hash(topic)) else { return };
+        if self.puts_off_topic(message, size, false, now) {
+            let topic = message.view().topic();
+            warn!(
+                upstream = self.name,
+                topic,
+                rule = self.rules.place_of_out(topic),
+                "the upstream closes the connection at messages on this topic, and takes others: they are kept and do not hold up \
+                 the others, one of them is tried after a minute and then ever more rarely, up to once an hour, and they are the \
+                 first to give way when the journal is full"
+            );
+        }
+    }
+
+    /// Puts off the messages of the topic of this one. `is_after` tells that the upstream answers them before it closes the
+    /// connection. Returns whether there was room for the topic.
+    fn puts_off_topic(&mut self, message: &Message, size: Option<usize>, is_after: bool, now: u64) -> bool {
+        let topic = hash(message.view().topic());
+        let head = self.denied.end_head(topic);
+        let Some(it) = self.denied.record(topic) else { return false };
         if let Some(head) = head {
             (it.tried, it.comes_back, it.has_shelved) = (head.tried, head.comes_back, head.has_shelved);
             head.tried.into_iter().for_each(|tried| self.put_off.set_topic(tried, it.topic));
         }
         (it.is_put_off, it.due, it.times, it.strikes, it.others) = (true, now + FIRST_MS, 0, 0, false);
         (it.size, it.probe, it.may_probe) = (size.unwrap_or(0), None, size.is_some());
+        it.is_after = is_after;
         self.denied.has_ended = true;
-        warn!(
-            upstream = self.name,
-            topic,
-            rule = self.rules.place_of_out(topic),
-            "the upstream closes the connection at messages on this topic, and takes others: they are kept and do not hold up \
-             the others, one of them is tried after a minute and then ever more rarely, up to once an hour, and they are the \
-             first to give way when the journal is full"
-        );
+        true
     }
 
     /// Lets an attempt of each topic follow at once, because rules or settings have changed, or the address.
@@ -382,7 +403,9 @@ impl UpstreamSession {
         actions: &mut Vec<SessionAction>,
     ) {
         let topic = hash(message.view().topic());
-        if outcome == LedgerOutcome::Acked {
+        // what the connection may not outlive tells nothing
+        let is_taken = outcome == LedgerOutcome::Acked && !self.denied.ends_after(topic);
+        if is_taken {
             self.denied.topics.iter_mut().for_each(|it| it.others = true);
             self.took_size(message, actions);
         } else if let Some(head) = self.denied.topics.iter().find(|it| it.is_large && it.tried == Some(place)) {
@@ -392,6 +415,13 @@ impl UpstreamSession {
         }
         let Some(at) = self.denied.topics.iter().position(|it| it.topic == topic) else { return };
         let it = &mut self.denied.topics[at];
+        if outcome == LedgerOutcome::Acked && it.is_put_off && it.is_after {
+            // whether that is good is known when the connection has outlived it
+            if it.tried == Some(place) {
+                (it.tried, it.strikes) = (None, 0);
+            }
+            return;
+        }
         if outcome == LedgerOutcome::Acked {
             let it = self.denied.topics.swap_remove(at);
             if let Some(tried) = it.tried {
@@ -441,15 +471,9 @@ impl UpstreamSession {
         }
         self.denied.has_ended = true;
         self.denied.attempt = if is_next_last { TopicAttempt::Quiet(topic, source.lane) } else { TopicAttempt::None };
-        for other in self.denied.topics.iter_mut().filter(|it| it.topic != topic) {
-            other.due = other.due.max(now + APART_MS);
-        }
-        for it in &self.denied.topics {
-            match it.tried {
-                Some(tried) if tried == place => self.put_off.deny(source, topic, it.due),
-                Some(tried) => self.put_off.set_due(tried, it.due),
-                None => {}
-            }
+        self.keep_topics_apart(topic, now);
+        if let Some(it) = self.denied.put_off(topic) {
+            self.put_off.deny(source, topic, it.due);
         }
         if is_last && self.suspicion.was_first_after(QUIET_MS) {
             self.set_aside(source, actions);

@@ -20,10 +20,13 @@ pub(super) struct Cloud {
     /// What was acknowledged, or taken at QoS 0, and when.
     pub(super) acked: Vec<(u64, String)>,
     most_in_flight: usize,
+    /// The reason code of the answers to messages that it does not take, and after what time it then ends the connection, in
+    /// milliseconds. Without it, it ends the connection instead of answering.
+    pub(super) answers: Option<(u8, u64)>,
 }
 
 /// These topics, one message of each in turn, so many in all.
-fn in_turn(topics: &[&str], count: u64, each_ms: u64) -> Vec<(u64, String)> {
+pub(super) fn in_turn(topics: &[&str], count: u64, each_ms: u64) -> Vec<(u64, String)> {
     (0..count)
         .map(|number| (number * each_ms, format!("{} {number}", topics[number as usize % topics.len()])))
         .collect()
@@ -42,6 +45,7 @@ impl Cloud {
             id: 0,
             acked: Vec::new(),
             most_in_flight: 0,
+            answers: None,
         }
     }
 
@@ -80,6 +84,11 @@ impl Cloud {
             self.now += 10;
             self.id += u16::from(message.qos != Qos::AtMostOnce);
             if !takes(self.now, payload) {
+                if let Some((reason, after_ms)) = self.answers {
+                    let actions = self.bench.session.acked(self.id, reason, self.now);
+                    self.bench.perform(actions);
+                    self.now += after_ms;
+                }
                 self.end(&Broken::Closed);
                 return true;
             }
@@ -147,7 +156,7 @@ impl Cloud {
     }
 }
 
-fn is_good(payload: &str) -> bool {
+pub(super) fn is_good(payload: &str) -> bool {
     !payload.starts_with("secret")
 }
 

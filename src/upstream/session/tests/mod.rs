@@ -1,3 +1,4 @@
+mod after_answer;
 mod coincidence;
 mod denied;
 mod exact;

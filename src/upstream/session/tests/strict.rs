@@ -117,6 +117,14 @@ fn converse(bench: &mut Bench, policy: &Denied, played: &mut StrictEnd, id: &mut
             }
         }
         if asked.is_empty() && sent.is_empty() && !bench.session.is_opening() {
+            if let Some(until) =
+                bench.session.after_answer.deadline().filter(|_| bench.session.after_answer.is_waiting())
+            {
+                // nothing is sent until it is known whether the connection outlives an answer
+                *now = until;
+                bench.time(*now);
+                continue;
+            }
             return false;
         }
     }
