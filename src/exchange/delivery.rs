@@ -108,12 +108,17 @@ pub(crate) struct Terms {
 }
 
 impl Terms {
-    /// How to deliver one message on these terms.
-    pub(crate) fn grant(&self, message: MessageRef<'_>) -> Grant {
-        let retain = match self.retain {
+    /// Whether the message is delivered with the retain flag on these terms.
+    pub(crate) fn is_retained(&self, message: MessageRef<'_>) -> bool {
+        match self.retain {
             RetainFlag::Clear => false,
             RetainFlag::AsPublished => message.retain(),
-        };
+        }
+    }
+
+    /// How to deliver one message on these terms.
+    pub(crate) fn grant(&self, message: MessageRef<'_>) -> Grant {
+        let retain = self.is_retained(message);
         Grant { qos: self.qos.min(message.qos()), retain, ids: self.ids.clone(), share: self.share.clone() }
     }
 }

@@ -63,7 +63,7 @@ impl Fanout {
             let qos = first.message.qos();
             let (from, first_seq) = (first.offset, first.seq);
             let mut stretch = Stretch { from, to: end(&first), count: 1, first_seq, qos: (qos, qos) };
-            while let Some(more) = entries.next_if(|entry| entry.message.topic() == topic) {
+            while let Some(more) = entries.next_if(|entry| entry.message.is_on(topic)) {
                 stretch.to = end(&more);
                 stretch.count += 1;
                 let qos = more.message.qos();

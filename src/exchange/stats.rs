@@ -36,6 +36,41 @@ impl Counter {
     }
 }
 
+/// What a connection has counted during its turn. All threads share the counters of [`Stats`], so adding to them for every
+/// message would cost more than the rest of counting.
+#[derive(Debug, Default)]
+pub(crate) struct TurnCount {
+    pub(crate) packets_received: u64,
+    pub(crate) packets_sent: u64,
+    pub(crate) publish_received: u64,
+    pub(crate) publish_sent: u64,
+    pub(crate) publish_bytes_received: u64,
+    pub(crate) publish_bytes_sent: u64,
+    pub(crate) publish_dropped: u64,
+    pub(crate) publish_expired: u64,
+}
+
+impl TurnCount {
+    /// Adds everything to the shared counters, and begins again.
+    pub(crate) fn settle(&mut self, stats: &Stats) {
+        let turn = std::mem::take(self);
+        for (counter, count) in [
+            (&stats.packets_received, turn.packets_received),
+            (&stats.packets_sent, turn.packets_sent),
+            (&stats.publish_received, turn.publish_received),
+            (&stats.publish_sent, turn.publish_sent),
+            (&stats.publish_bytes_received, turn.publish_bytes_received),
+            (&stats.publish_bytes_sent, turn.publish_bytes_sent),
+            (&stats.publish_dropped, turn.publish_dropped),
+            (&stats.publish_expired, turn.publish_expired),
+        ] {
+            if count > 0 {
+                counter.add(count);
+            }
+        }
+    }
+}
+
 counters! {
     /// Bytes received from MQTT clients.
     bytes_received,

@@ -149,6 +149,14 @@ impl Subscribers {
         self.version.fetch_add(1, Ordering::Release);
     }
 
+    /// A subscriber to this topic.
+    #[cfg(test)]
+    pub(crate) fn any_to(&self, topic: &str) -> Option<Arc<Subscriber>> {
+        let mut matcher = Matcher::default();
+        matcher.select(self, topic, 0, &mut Walk::default());
+        matcher.selected.first().map(|found| found.subscriber.clone())
+    }
+
     /// The number of subscriptions.
     pub(crate) fn len(&self) -> usize {
         self.count.load(Ordering::Relaxed)

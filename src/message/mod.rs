@@ -305,6 +305,12 @@ impl<'a> MessageRef<'a> {
         std::str::from_utf8(&self.bytes[start..start + self.topic_len()]).unwrap_or_default()
     }
 
+    /// Whether the message is on this topic.
+    pub(crate) fn is_on(&self, topic: &str) -> bool {
+        let start = self.topic_start();
+        self.bytes[start..start + self.topic_len()] == *topic.as_bytes()
+    }
+
     /// The payload, without a copy.
     pub fn payload(&self) -> &'a [u8] {
         &self.bytes[self.topic_start() + self.topic_len()..]

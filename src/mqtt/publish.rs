@@ -138,18 +138,25 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) alias: Option<(u16, bool)>,
 }
 
-/// Appends the PUBLISH, with or without the payload, unless it would be longer than `max` with the payload. Returns whether
+impl<'a> Outgoing<'a> {
+    /// A message that is sent for the first time and never expires, without packet id and alias.
+    pub(crate) fn new(qos: Qos, retain: bool, subscription_ids: &'a [u32]) -> Outgoing<'a> {
+        Outgoing { dup: false, qos, retain, packet_id: 0, expiry: None, subscription_ids, alias: None }
+    }
+}
+
+/// Appends the PUBLISH on its topic, with or without the payload, unless it would be longer than `max` with the payload. Returns whether
 /// it was appended.
 pub(crate) fn encode(
     out: &mut BytesMut,
-    (message, with_payload): (MessageRef<'_>, bool),
+    (message, topic, with_payload): (MessageRef<'_>, &str, bool),
     how: &Outgoing<'_>,
     version: Version,
     max: usize,
 ) -> bool {
     let topic = match how.alias {
         Some((_, true)) => "",
-        _ => message.topic(),
+        _ => topic,
     };
     let payload = message.payload();
     let properties = if version.is_v5() { property_len(message, how) } else { 0 };
@@ -163,10 +170,8 @@ pub(crate) fn encode(
         return false;
     }
     out.reserve(if with_payload { len } else { len - payload.len() });
-    out.put_u8(0x30 | u8::from(how.dup) << 3 | (how.qos as u8) << 1 | u8::from(how.retain));
-    write::variable(out, remaining);
-    out.put_u16(topic.len() as u16);
-    out.put_slice(topic.as_bytes());
+    let first = 0x30 | u8::from(how.dup) << 3 | (how.qos as u8) << 1 | u8::from(how.retain);
+    write::publish_head(out, first, remaining, topic);
     if how.qos != Qos::AtMostOnce {
         out.put_u16(how.packet_id);
     }
@@ -242,7 +247,7 @@ mod tests {
             alias: Some((1, false)),
         };
         let mut out = BytesMut::new();
-        assert!(encode(&mut out, (message.view(), true), &how, Version::V5, 1000));
+        assert!(encode(&mut out, (message.view(), "t/u", true), &how, Version::V5, 1000));
         let expected = [
             &[0x32, 31, 0, 3][..],
             b"t/u",
@@ -254,9 +259,12 @@ mod tests {
         assert_eq!(out, expected);
 
         let mut old = BytesMut::new();
-        assert!(encode(&mut old, (message.view(), true), &how, Version::V311, 1000));
+        assert!(encode(&mut old, (message.view(), "t/u", true), &how, Version::V311, 1000));
         assert_eq!(&old[..], b"\x32\x09\0\x03t/u\0\x07hi");
-        assert!(!encode(&mut old, (message.view(), true), &how, Version::V311, 10), "larger than the client takes");
+        assert!(
+            !encode(&mut old, (message.view(), "t/u", true), &how, Version::V311, 10),
+            "larger than the client takes"
+        );
     }
 
     #[test]

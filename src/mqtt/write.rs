@@ -19,17 +19,34 @@ pub(crate) fn variable_len(value: usize) -> usize {
     }
 }
 
-/// Appends a variable byte integer.
-pub(crate) fn variable(out: &mut BytesMut, mut value: usize) {
+/// The bytes of a variable byte integer, and their number.
+fn variable_bytes(mut value: usize) -> ([u8; 4], usize) {
+    let (mut bytes, mut count) = ([0; 4], 0);
     loop {
-        let byte = (value & 0x7f) as u8;
+        bytes[count] = (value & 0x7f) as u8;
         value >>= 7;
-        if value == 0 {
-            out.put_u8(byte);
-            return;
+        count += 1;
+        if value == 0 || count == bytes.len() {
+            return (bytes, count);
         }
-        out.put_u8(byte | 0x80);
+        bytes[count - 1] |= 0x80;
     }
+}
+
+/// Appends a variable byte integer.
+pub(crate) fn variable(out: &mut BytesMut, value: usize) {
+    let (bytes, count) = variable_bytes(value);
+    out.put_slice(&bytes[..count]);
+}
+
+/// Appends the beginning of a PUBLISH: its first byte, the length of what follows, and the topic.
+pub(crate) fn publish_head(out: &mut BytesMut, first: u8, remaining: usize, topic: &str) {
+    let (length, count) = variable_bytes(remaining);
+    let mut head = [first; 7];
+    head[1..=count].copy_from_slice(&length[..count]);
+    head[1 + count..3 + count].copy_from_slice(&(topic.len() as u16).to_be_bytes());
+    out.put_slice(&head[..3 + count]);
+    out.put_slice(topic.as_bytes());
 }
 
 fn string(out: &mut BytesMut, text: &str) {

@@ -9,7 +9,7 @@ use super::subscribe::FilterChange;
 use crate::exchange::delivery::{Grant, Queued, Run};
 use crate::exchange::matched_ids::MatchedIds;
 use crate::exchange::shared::is_behind;
-use crate::exchange::stats::Stats;
+use crate::exchange::stats::TurnCount;
 use crate::journal::Delivery;
 use crate::message::{Message, MessageRef, Qos};
 use crate::mqtt::alias::OutboundAliases;
@@ -29,47 +29,44 @@ fn completing(delivery: &Delivery) -> Option<Grant> {
     delivery.resent.then(|| Grant { qos, retain: false, ids: MatchedIds::default(), share: None })
 }
 
+/// How to send a message that is granted like this.
+fn outgoing(grant: &Grant, (packet_id, dup): (u16, bool)) -> Outgoing<'_> {
+    Outgoing { dup, packet_id, ..Outgoing::new(grant.qos, grant.retain, grant.ids.as_slice()) }
+}
+
 /// Writes one message. Returns whether it was written; it is not if it is too large for the client or has expired.
 fn write_one(
     out: &mut SocketOutput,
     aliases: &mut OutboundAliases,
-    stats: &Stats,
+    counted: &mut TurnCount,
     (version, max): (Version, usize),
     now_boot_ms: u64,
-    (message, grant, (packet_id, dup)): (MessageRef<'_>, &Grant, (u16, bool)),
+    (message, topic, how): (MessageRef<'_>, &str, Outgoing<'_>),
     payload: impl FnOnce() -> Bytes,
 ) -> bool {
     let expiry = match message.remaining_expiry(now_boot_ms) {
         Ok(expiry) => expiry,
         // a delivery that was begun must be completed, even if the message has expired [MQTT-4.3.3-7], [MQTT-4.4.0-1]
-        Err(_) if dup => Some(0),
+        Err(_) if how.dup => Some(0),
         Err(_) => {
-            stats.publish_expired.add(1);
+            counted.publish_expired += 1;
             return false;
         }
     };
-    let alias = aliases.get(message.topic());
-    let how = Outgoing {
-        dup,
-        qos: grant.qos,
-        retain: grant.retain,
-        packet_id,
-        expiry,
-        subscription_ids: grant.ids.as_slice(),
-        alias,
-    };
-    let is_large = message.payload().len() >= LARGE;
-    if !encode(out.tail(), (message, !is_large), &how, version, max) {
-        stats.publish_dropped.add(1);
+    let alias = aliases.get(topic);
+    let payload_len = message.payload().len();
+    let is_large = payload_len >= LARGE;
+    if !encode(out.tail(), (message, topic, !is_large), &Outgoing { expiry, alias, ..how }, version, max) {
+        counted.publish_dropped += 1;
         return false;
     }
     if is_large {
         out.share(payload());
     }
-    aliases.sent(message.topic(), alias);
-    stats.packets_sent.add(1);
-    stats.publish_sent.add(1);
-    stats.publish_bytes_sent.add(message.payload().len() as u64);
+    aliases.sent(topic, alias);
+    counted.packets_sent += 1;
+    counted.publish_sent += 1;
+    counted.publish_bytes_sent += payload_len as u64;
     true
 }
 
@@ -78,6 +75,7 @@ impl BrokerConnection {
     /// be delivered until something new arrives.
     pub(super) fn deliver(&mut self) -> bool {
         let is_all = self.deliver_what_fits();
+        self.counted.settle(&self.core.stats);
         self.session.retained.end_turn(&self.core.ingress, self.origin);
         // a reader that has taken something from the journal has its news already
         if let Some(durable) = &mut self.session.durable {
@@ -168,15 +166,16 @@ impl BrokerConnection {
             }
             if qos == Qos::AtMostOnce && run.terms.share.is_none() {
                 // QoS 0 needs no state, so the message goes straight from the batch to the output
-                if self.permissions.may_receive(message.topic()) {
-                    let grant = run.terms.grant(message);
+                let topic = message.topic();
+                if self.permissions.may_receive(topic) {
+                    let how = Outgoing::new(qos, run.terms.is_retained(message), run.terms.ids.as_slice());
                     write_one(
                         &mut self.out,
                         &mut self.outbound_aliases,
-                        &self.core.stats,
+                        &mut self.counted,
                         (self.version, self.max_packet),
                         message.expiry().map_or(0, |_| self.core.ingress.clock().boot_ms()),
-                        (message, &grant, (0, false)),
+                        (message, topic, how),
                         || run.messages.shared_payload(),
                     );
                 }
@@ -262,9 +261,9 @@ impl BrokerConnection {
     fn write(&mut self, message: &Message, grant: &Grant, id: (u16, bool)) -> bool {
         // read the clock only for messages that expire
         let now = message.view().expiry().map_or(0, |_| self.core.ingress.clock().boot_ms());
-        let stats = &self.core.stats;
-        let (what, limits) = ((message.view(), grant, id), (self.version, self.max_packet));
-        write_one(&mut self.out, &mut self.outbound_aliases, stats, limits, now, what, || message.shared_payload())
+        let (counted, limits) = (&mut self.counted, (self.version, self.max_packet));
+        let what = (message.view(), message.view().topic(), outgoing(grant, id));
+        write_one(&mut self.out, &mut self.outbound_aliases, counted, limits, now, what, || message.shared_payload())
     }
 
     /// Sends again what was in flight when the last connection ended.
@@ -273,14 +272,15 @@ impl BrokerConnection {
             return;
         }
         let now = self.core.ingress.clock().boot_ms();
-        let (out, aliases, core) = (&mut self.out, &mut self.outbound_aliases, &self.core);
+        let (out, aliases, counted) = (&mut self.out, &mut self.outbound_aliases, &mut self.counted);
         let limits = (self.version, self.max_packet);
         let mut failed = Vec::new();
         self.session.outbound.resend(|send| match send {
             Send::Release(packet_id) => write::ack(out.tail(), limits.0, AckPacket::PubRel, packet_id, Reason::SUCCESS),
             Send::Publish { packet_id, dup, queued } => {
-                let what = (queued.message.view(), &queued.grant, (packet_id, dup));
-                if !write_one(out, aliases, &core.stats, limits, now, what, || queued.message.shared_payload()) {
+                let message = queued.message.view();
+                let what = (message, message.topic(), outgoing(&queued.grant, (packet_id, dup)));
+                if !write_one(out, aliases, counted, limits, now, what, || queued.message.shared_payload()) {
                     failed.push(packet_id);
                 }
             }
@@ -288,6 +288,41 @@ impl BrokerConnection {
         for packet_id in failed {
             if let Some(source) = self.session.outbound.give_up(packet_id) {
                 self.settle(source);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::super::tests::connected;
+    use crate::message::{Draft, Qos};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_answers_when_it_is_asked_for_a_turn_whatever_its_client_does() {
+        for (qos, payload) in [(Qos::AtLeastOnce, 10), (Qos::AtMostOnce, 10_000)] {
+            let (broker, mut client) = connected().await;
+            client.write_all(&[0x82, 6, 0, 1, 0, 1, b't', qos as u8]).await.unwrap();
+            client.read_exact(&mut [0; 5]).await.unwrap();
+            let reader = broker.core.ingress.subscribers().any_to("t").unwrap();
+            let turn = &reader.inbox.turn;
+            // more than may be unacknowledged, or than the socket and the output buffer take
+            let payload = vec![0; payload];
+            for _ in 0..50 {
+                broker.core.ingress.publish(&Draft { qos, ..Draft::new("t", &payload) }).await.unwrap();
+            }
+            while !turn.is_blocked() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            for _ in 0..3 {
+                turn.ask();
+                assert!(turn.is_owed());
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                assert!(!turn.is_owed() && turn.is_blocked(), "it has had its turn, and the client has done nothing");
             }
         }
     }

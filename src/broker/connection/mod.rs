@@ -52,6 +52,7 @@ use crate::access::places::{Place, PlaceHolder};
 use crate::exchange::delivery::Run;
 use crate::exchange::meter::PaidByNetwork;
 use crate::exchange::receiving::Reservation;
+use crate::exchange::stats::TurnCount;
 use crate::exchange::subscribers::Subscriber;
 use crate::journal::Position;
 use crate::message::{BatchBuilder, Origin, USUAL_LEVELS, levels, via};
@@ -85,6 +86,8 @@ struct BrokerConnection {
     /// The QoS 2 messages in the batch: index and packet id.
     received: Vec<(u32, u16)>,
     synced: watch::Receiver<Position>,
+    /// What was counted and is not yet in the counters of the broker.
+    counted: TurnCount,
     /// Whether the client has stopped reading, so that output is dropped.
     is_deaf: bool,
     /// The holder whose allowance pays for changes of the session.
@@ -156,6 +159,7 @@ impl BrokerConnection {
             subacks: VecDeque::new(),
             received: Vec::new(),
             synced: core.ingress.journal().synced(),
+            counted: TurnCount::default(),
             is_deaf: false,
             is_short: false,
             read_at: None,

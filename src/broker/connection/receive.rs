@@ -36,7 +36,7 @@ impl BrokerConnection {
     pub(super) fn receive(&mut self, input: &mut BytesMut) -> Result<bool, ConnectionEnd> {
         let max = self.core.settings.load().max_packet_size;
         let mut placed = self.place()?;
-        let (mut packets, mut since_look) = (0, 0);
+        let mut since_look = 0;
         (self.held_until, self.read_at, self.has_input) = (None, None, false);
         if !self.continue_change()? {
             return Ok(placed);
@@ -59,7 +59,7 @@ impl BrokerConnection {
                         }
                         since_look = 0;
                     }
-                    packets += 1;
+                    self.counted.packets_received += 1;
                     let packet = &bytes[at..at + found.len];
                     at += found.len;
                     if found.len > FREE {
@@ -85,7 +85,7 @@ impl BrokerConnection {
         };
         *input = bytes;
         self.consume(input, at);
-        self.core.stats.packets_received.add(packets);
+        self.counted.settle(&self.core.stats);
         // the packets before an invalid one were valid; what waits behind a batch without room is not processed here
         if result.is_err() || !self.is_costly() {
             placed = self.place()?;
@@ -180,7 +180,7 @@ impl BrokerConnection {
             }
             PacketType::PingReq => {
                 write::pingresp(self.out.tail());
-                self.core.stats.packets_sent.add(1);
+                self.counted.packets_sent += 1;
                 Ok(())
             }
             PacketType::Disconnect => {
@@ -197,8 +197,8 @@ impl BrokerConnection {
     }
 
     fn publish(&mut self, publish: Publish<'_>) -> Result<(), ConnectionEnd> {
-        self.core.stats.publish_received.add(1);
-        self.core.stats.publish_bytes_received.add(publish.payload.len() as u64);
+        self.counted.publish_received += 1;
+        self.counted.publish_bytes_received += publish.payload.len() as u64;
         let Publish { qos, packet_id, .. } = publish;
         let open = self.acks.ending() + self.session.unreleased.len();
         if qos > Qos::AtMostOnce && open >= usize::from(RECEIVE_MAXIMUM) {

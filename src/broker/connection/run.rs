@@ -83,17 +83,11 @@ impl BrokerConnection {
             tokio::select! {
                 result = read(reader, input, next.read_size), if next.may_read => match result {
                     Ok(0) | Err(_) => return pace.over(),
-                    Ok(count) => {
-                        pace.has_read(count, &core.stats);
-                        self.has_moved(count);
-                    }
+                    Ok(count) => self.has_read(count, &mut pace),
                 },
-                result = write(writer, &mut self.out), if !self.out.is_empty() || pace.is_unflushed => match result {
-                    Ok(Written::All) => pace.is_unflushed = false,
-                    Ok(Written::Some(count)) => self.has_written(count, writer, &mut pace),
-                    // what the client sent before it closed can still be read
-                    Err(_) => self.leave(&mut pace, ConnectionEnd::Closed),
-                },
+                result = write(writer, &mut self.out), if !self.out.is_empty() || pace.is_unflushed => {
+                    self.write_ended(result, writer, &mut pace);
+                }
                 () = self.subscriber.inbox.filled(), if next.is_idle => {}
                 () = self.subscriber.inbox.turn.asked(), if !next.is_idle => {
                     self.read_now(&mut pace, reader, input, next.may_read);
@@ -111,12 +105,10 @@ impl BrokerConnection {
                     Ok(next) => alarm.as_mut().reset(next),
                     Err(end) => return end,
                 },
-                reason = kicked.as_mut(), if pace.leaving.is_none() => {
-                    if !Leaving::is_due(reason) {
-                        return ConnectionEnd::Ended(reason);
-                    }
-                    self.leave(&mut pace, ConnectionEnd::Ended(reason));
-                }
+                reason = kicked.as_mut(), if pace.leaving.is_none() => match Leaving::is_due(reason) {
+                    false => return ConnectionEnd::Ended(reason),
+                    true => self.leave(&mut pace, ConnectionEnd::Ended(reason)),
+                },
             }
         }
     }
@@ -194,6 +186,23 @@ impl BrokerConnection {
         }
     }
 
+    fn has_read(&mut self, count: usize, pace: &mut ClientPace) {
+        pace.has_read(count, &self.core.stats);
+        self.has_moved(count);
+    }
+
+    fn write_ended<W>(&mut self, result: io::Result<Written>, writer: &mut W, pace: &mut ClientPace)
+    where
+        W: AsyncWrite + Unpin,
+    {
+        match result {
+            Ok(Written::All) => pace.is_unflushed = false,
+            Ok(Written::Some(count)) => self.has_written(count, writer, pace),
+            // what the client sent before it closed can still be read
+            Err(_) => self.leave(pace, ConnectionEnd::Closed),
+        }
+    }
+
     /// Counts what was written, and passes on what TLS has kept back.
     fn has_written<W: AsyncWrite + Unpin>(&mut self, count: usize, writer: &mut W, pace: &mut ClientPace) {
         self.core.stats.bytes_sent.add(count as u64);
@@ -225,8 +234,7 @@ impl BrokerConnection {
         let read = if may_read { read(reader, input, self.read_size(pace)).now_or_never() } else { None };
         match read {
             Some(Ok(count)) if count > 0 => {
-                pace.has_read(count, &self.core.stats);
-                self.has_moved(count);
+                self.has_read(count, pace);
                 true
             }
             _ => false,
