@@ -29,6 +29,9 @@ impl<'a> Takers<'a> {
         let mut takers = Takers::default();
         let mut walk = Walk::default();
         routes.matches(message.topic(), &mut walk, |route| takers.add(route, message, announcer));
+        // a session gets the message once, however many of its filters match; there may be a thousand sessions
+        takers.consumers.sort_unstable();
+        takers.consumers.dedup();
         takers.cost = walk.cost(takers.consumers.len() + takers.groups.len().min(PAID));
         takers
     }
@@ -45,7 +48,7 @@ impl<'a> Takers<'a> {
             }
             Route::Session { consumer, qos, not_from } => {
                 let is_live_only = message.qos().min(*qos) == Qos::AtMostOnce;
-                if !is_live_only && *not_from != Some(message.origin()) && !consumers.contains(consumer) {
+                if !is_live_only && *not_from != Some(message.origin()) {
                     consumers.push(*consumer);
                 }
             }
