@@ -186,7 +186,7 @@ impl UpstreamSession {
         };
         let payload = match view.origin() == self.announcer {
             true => self.announcement(view.payload()).ok_or(LedgerOutcome::Dropped(DropReason::NoRule))?,
-            false => Bytes::copy_from_slice(view.payload()),
+            false => message.shared_payload(),
         };
         let out = OutMessage {
             topic: target.topic,
