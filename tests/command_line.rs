@@ -244,6 +244,19 @@ fn an_error_of_the_system_names_what_was_tried() {
     assert!(code == Some(66) && lines[0].contains("plain cannot be read: "), "{code:?} {lines:?}");
     let (code, lines) = run(&["journal", "plain", "--discard", "home"], "", dir.path());
     assert!(code == Some(66) && lines[0].contains("plain holds no journal"), "{code:?} {lines:?}");
+    // a gateway that has kept nothing so far
+    std::fs::create_dir(dir.path().join("data")).unwrap();
+    std::fs::write(dir.path().join("data/lock"), "").unwrap();
+    std::fs::write(dir.path().join("data.toml"), "[gateway]\ndata_dir = \"data\"\n").unwrap();
+    for (args, code, said) in [
+        (&["journal", "data.toml"][..], Some(0), "there is no journal yet in "),
+        (&["journal", "data", "--export"], Some(0), "there is no journal yet in "),
+        (&["journal", "data.toml", "--discard", "home"], Some(66), "home"),
+    ] {
+        let (ended, lines) = run(args, "", dir.path());
+        assert!(ended == code && lines[0].contains(said) && !lines[0].contains("holds no"), "{ended:?} {lines:?}");
+    }
+    assert!(!dir.path().join("data/journal").exists());
     let directory = std::fs::File::open(dir.path()).unwrap();
     let ended = gateway().args(["user", "esp"]).stdin(directory).output().unwrap();
     let said = String::from_utf8(ended.stderr).unwrap();

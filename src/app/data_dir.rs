@@ -80,6 +80,11 @@ fn make_way(lock: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether a gateway has used this directory as its data directory.
+pub(crate) fn is_used(path: &Path) -> bool {
+    path.join(LOCK).is_file()
+}
+
 /// Whether the directory is empty, or a gateway has used it before.
 fn is_ours(path: &Path, lock: &Path) -> io::Result<bool> {
     Ok(lock.exists() || fs::read_dir(path)?.next().is_none())

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::{CliError, print};
+use crate::app::data_dir::is_used;
 use crate::journal::inspect::{InspectError, InspectOptions, inspect, journal_dir};
 use crate::{app, config};
 
@@ -49,6 +50,10 @@ fn show(dir: &Path, what: InspectOptions) -> Result<(), CliError> {
     let is_whole = match inspect(dir, what, &mut out).and_then(|is_whole| Ok(out.flush().map(|()| is_whole)?)) {
         // a closed pipe means that the reader has seen enough
         Err(InspectError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => true,
+        Err(InspectError::None(_)) if is_used(dir) => {
+            eprintln!("pigateway: there is no journal yet in {}: nothing has had to be kept", dir.display());
+            true
+        }
         result => result?,
     };
     if is_whole { Ok(()) } else { Err(CliError::Damaged) }
@@ -58,7 +63,10 @@ fn show(dir: &Path, what: InspectOptions) -> Result<(), CliError> {
 fn discard(dir: &Path, upstream: &str) -> Result<(), CliError> {
     // messages are removed only from a gateway's data directory, which can be locked
     if journal_dir(dir)? == dir {
-        return Err(InspectError::None(dir.display().to_string()).into());
+        return Err(match is_used(dir) {
+            true => CliError::NoUpstream(upstream.to_owned()),
+            false => InspectError::None(dir.display().to_string()).into(),
+        });
     }
     match app::discard(dir, upstream)? {
         Some(messages) => {
