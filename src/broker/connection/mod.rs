@@ -20,6 +20,7 @@ mod run;
 mod size;
 mod spare;
 mod subscribe;
+mod turn;
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -101,6 +102,8 @@ struct BrokerConnection {
     has_more: bool,
     /// Whether it was asked for a turn, see [`crate::exchange::inbox`].
     is_asked: bool,
+    /// Whether it has published few messages in this turn, which are in the queues of their receivers.
+    has_delivered: bool,
     /// Whether whole packets that were received wait for the next turn, so that no more is read.
     has_input: bool,
     /// When the packets that are being processed were read, in milliseconds of the boot clock; set when first needed.
@@ -172,6 +175,7 @@ impl BrokerConnection {
             has_more: false,
             is_asked: false,
             has_input: false,
+            has_delivered: false,
             first_turn: core.ingress.meter().first_turn(origin),
             payer,
             _place: place,

@@ -6,12 +6,13 @@ use tracing::{debug, warn};
 
 use super::super::session::{DeliverySource, Received};
 use super::acks::{AckState, ENTRIES_KEPT, PendingAck};
-use super::run::TURN;
+use super::turn::TURN;
 use super::{BrokerConnection, ConnectionEnd};
 use crate::access::authenticate::Denied;
 use crate::access::guesses::network;
 use crate::exchange::filters::MAX_LEVELS;
 use crate::exchange::ingress::{Accepted, Receipt};
+use crate::exchange::live::STRAIGHT;
 use crate::exchange::meter::PaidByNetwork;
 use crate::exchange::receiving::FREE;
 use crate::journal::{Full, Note, Outcome, Position};
@@ -37,7 +38,7 @@ impl BrokerConnection {
         let max = self.core.settings.load().max_packet_size;
         let mut placed = self.place()?;
         let mut since_look = 0;
-        (self.held_until, self.read_at, self.has_input) = (None, None, false);
+        (self.held_until, self.read_at, self.has_input, self.has_delivered) = (None, None, false, false);
         if !self.continue_change()? {
             return Ok(placed);
         }
@@ -126,6 +127,7 @@ impl BrokerConnection {
         if self.batch.deep() > 0 {
             self.payer.iter_mut().for_each(PaidByNetwork::may_owe);
         }
+        self.has_delivered = self.batch.len() <= STRAIGHT;
         let session = self.session.durable.as_ref().map(|durable| durable.consumer);
         let received = session.filter(|_| !self.received.is_empty()).map(|id| (id, &self.received[..]));
         match self.core.ingress.try_publish_for(&mut self.batch, received) {

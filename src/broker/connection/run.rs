@@ -15,6 +15,7 @@ use super::input::{SMALLEST_READ, read};
 use super::leave::Leaving;
 use super::output::SocketOutput;
 use super::spare::LastBurst;
+use super::turn::{WorkTurn, woken_tasks};
 use super::{BrokerConnection, ConnectionEnd, Reason};
 use crate::exchange::stats::Stats;
 use crate::health::Overdue;
@@ -34,8 +35,6 @@ const ANSWERS_FULL: usize = 128 * 1024;
 /// Subscriptions whose retained messages wait for the client, above which nothing is read.
 const RETAINED_FULL: usize = 10_000;
 const LARGEST_READ: usize = 64 * 1024;
-/// After this time of work a connection lets others work, however much there is to do.
-pub(super) const TURN: Duration = Duration::from_millis(1);
 /// Output up to this size is written before the loop waits, see [`BrokerConnection::write_at_once`].
 const SMALL_WRITE: usize = 4 * 1024;
 /// A client that reads nothing for this long counts as gone.
@@ -72,13 +71,16 @@ impl BrokerConnection {
             // registered before the attempt, so that room that is made in between is not missed
             let room = core.ingress.room().notified();
             let freed = core.ingress.receiving().freed();
-            let next = match self.work(writer, input, &mut pace) {
+            let next = match self.work(input, &mut pace) {
                 Ok(next) => next,
                 Err(end) => return end,
             };
             self.set_alarm(alarm.as_mut(), &pace, next.may_read);
             if turn.is_over() {
                 yield_now().await;
+            }
+            if next.writes_at_once {
+                self.write_at_once(writer, &mut pace).await;
             }
             tokio::select! {
                 result = read(reader, input, next.read_size), if next.may_read => match result {
@@ -114,12 +116,7 @@ impl BrokerConnection {
     }
 
     /// Processes what was read, takes what waits for the client, and says what to wait for next.
-    fn work<W: AsyncWrite + Unpin>(
-        &mut self,
-        writer: &mut W,
-        input: &mut BytesMut,
-        pace: &mut ClientPace,
-    ) -> Result<NextWait, ConnectionEnd> {
+    fn work(&mut self, input: &mut BytesMut, pace: &mut ClientPace) -> Result<NextWait, ConnectionEnd> {
         if self.out.is_empty() && !pace.is_unflushed {
             // output that is produced from here on has not waited yet
             pace.has_written();
@@ -150,12 +147,11 @@ impl BrokerConnection {
         self.note_in_hand();
         let may_read = self.may_read(pace, input);
         self.give_way()?;
-        if is_idle && may_read && !self.out.is_empty() && self.out.len() <= SMALL_WRITE {
-            self.write_at_once(writer, pace);
-        }
+        let writes_at_once = is_idle && may_read && !self.out.is_empty() && self.out.len() <= SMALL_WRITE;
         Ok(NextWait {
             is_placed,
             is_idle,
+            writes_at_once,
             may_read,
             read_size: self.read_size(pace),
             waits_for_memory: self.waits_for_memory(),
@@ -180,7 +176,13 @@ impl BrokerConnection {
 
     /// Writes output that is the last for the moment. The socket nearly always takes it, and then this turn of the loop is
     /// the only one for a message. Otherwise, as after an error, the loop writes it.
-    fn write_at_once<W: AsyncWrite + Unpin>(&mut self, writer: &mut W, pace: &mut ClientPace) {
+    ///
+    /// Those who receive what this client has published write first, because a message is more urgent than its
+    /// acknowledgement.
+    async fn write_at_once<W: AsyncWrite + Unpin>(&mut self, writer: &mut W, pace: &mut ClientPace) {
+        if std::mem::take(&mut self.has_delivered) {
+            woken_tasks().await;
+        }
         if let Some(Ok(Written::Some(count))) = write(writer, &mut self.out).now_or_never() {
             self.has_written(count, writer, pace);
         }
@@ -308,45 +310,14 @@ struct NextWait {
     is_placed: bool,
     /// Whether it has sent all that it may send at present.
     is_idle: bool,
+    /// Whether its output is small and the last for the moment.
+    writes_at_once: bool,
     may_read: bool,
     /// How much is read at a time, in bytes; 0 if a large packet has its memory already.
     read_size: usize,
     waits_for_memory: bool,
     /// When the packet that is being received is late.
     late_at: Option<Instant>,
-}
-
-/// How long a connection has worked since it last let others work. A socket that is always ready would not make it pause.
-struct WorkTurn {
-    begun: Instant,
-    ended: Instant,
-    worked: Duration,
-}
-
-impl WorkTurn {
-    fn new() -> WorkTurn {
-        let now = Instant::now();
-        WorkTurn { begun: now, ended: now, worked: Duration::ZERO }
-    }
-
-    fn begins(&mut self) {
-        self.begun = Instant::now();
-        if self.begun - self.ended >= TURN {
-            // it has waited, and others have worked meanwhile
-            self.worked = Duration::ZERO;
-        }
-    }
-
-    /// Ends a piece of work. Returns whether it is the turn of others.
-    fn is_over(&mut self) -> bool {
-        self.ended = Instant::now();
-        self.worked += self.ended - self.begun;
-        let is_over = self.worked >= TURN;
-        if is_over {
-            self.worked = Duration::ZERO;
-        }
-        is_over
-    }
 }
 
 /// When a client has last sent and last read something, and how much it sends at a time.
