@@ -78,6 +78,9 @@ impl BrokerConnection {
             self.set_alarm(alarm.as_mut(), &pace, next.may_read);
             if turn.is_over() {
                 yield_now().await;
+            } else if self.subscriber.inbox.turn.has_let_go() {
+                // the publishers that it has woken wait for this thread otherwise, and the queue would run dry
+                woken_tasks().await;
             }
             if next.writes_at_once {
                 self.write_at_once(writer, &mut pace).await;

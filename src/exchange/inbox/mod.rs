@@ -404,6 +404,7 @@ impl Inbox {
         drop(state);
         if let Some(holds) = held_by {
             holds.release(self.id);
+            self.turn.let_go();
         }
         Some(run)
     }

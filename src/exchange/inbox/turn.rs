@@ -1,5 +1,5 @@
 //! What the connection of a reader says of it: whether its client accepts nothing at the moment, and whether the connection has
-//! had a turn since it was asked.
+//! had a turn since it was asked. In return it is told that it has let publishers go on.
 //!
 //! What a client has acknowledged may lie in the socket until the connection has its turn, on a busy machine for half a
 //! second. Before the client is blamed the connection is asked to look.
@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 pub(crate) struct ReaderTurn {
     is_blocked: AtomicBool,
     is_owed: AtomicBool,
+    has_let_go: AtomicBool,
     asked: Notify,
 }
 
@@ -42,6 +43,16 @@ impl ReaderTurn {
     /// Records that the connection has processed what its client has sent.
     pub(crate) fn answer(&self) {
         self.is_owed.store(false, Ordering::Release);
+    }
+
+    /// Records that publishers may go on, because the connection has taken half of the queue.
+    pub(crate) fn let_go(&self) {
+        self.has_let_go.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether publishers may go on that were held when this was last asked.
+    pub(crate) fn has_let_go(&self) -> bool {
+        self.has_let_go.swap(false, Ordering::Relaxed)
     }
 
     /// Whether the connection has been asked and has had no turn since.
