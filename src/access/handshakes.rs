@@ -72,7 +72,6 @@ impl Handshakes {
         (from, is_familiar): (IpAddr, bool),
     ) -> Result<TlsStream<HeldStream<S>>, (io::Error, Option<S>)> {
         let gate = HandshakeGate::default();
-        gate.open();
         let stream = HeldStream::new(stream, gate.clone());
         let mut hello = std::pin::pin!(LazyConfigAcceptor::new(Acceptor::default(), stream));
         // whoever sends nothing has no turn

@@ -3,6 +3,8 @@
 //! What a client sends after its first message decides what the handshake costs: a first message without a key that the gateway
 //! can use is answered with a request for another one ([RFC 8446 4.1.4]), and a client with a certificate has its chain checked.
 //! An ordinary last message is short and cheap, so it passes.
+//!
+//! The first message has [`FIRST`] bytes at most, because it is in memory before anything is known of the client.
 
 use std::io;
 use std::pin::Pin;
@@ -18,15 +20,23 @@ const FREE: usize = 96;
 /// The most bytes that are held; the socket keeps the rest.
 const MOST: usize = 16 << 10;
 
-const CLOSED: u8 = 0;
-const ARRIVED: u8 = 1;
-const OPEN: u8 = 2;
+/// The most bytes of the first message. A ClientHello takes 200 to 2,000, and a TLS record 16 KiB [RFC 8446 5.1].
+const FIRST: usize = 16 << 10;
 
-/// Decides whether a [`HeldStream`] passes on what arrives.
+const BEGINS: u8 = 0;
+const CLOSED: u8 = 1;
+const ARRIVED: u8 = 2;
+const OPEN: u8 = 3;
+
+/// Decides whether a [`HeldStream`] passes on what arrives. At first it passes on the first message.
 #[derive(Clone, Debug, Default)]
 pub(super) struct HandshakeGate(Arc<AtomicU8>);
 
 impl HandshakeGate {
+    fn is_first(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == BEGINS
+    }
+
     /// Passes on everything from now on.
     pub(super) fn open(&self) {
         self.0.store(OPEN, Ordering::Relaxed);
@@ -53,13 +63,15 @@ pub(crate) struct HeldStream<S> {
     io: S,
     gate: Option<HandshakeGate>,
     held: Vec<u8>,
+    /// The bytes of the first message.
+    first: usize,
     /// The bytes that have passed the closed gate.
     passed: usize,
 }
 
 impl<S> HeldStream<S> {
     pub(super) fn new(io: S, gate: HandshakeGate) -> HeldStream<S> {
-        HeldStream { io, gate: Some(gate), held: Vec::new(), passed: 0 }
+        HeldStream { io, gate: Some(gate), held: Vec::new(), first: 0, passed: 0 }
     }
 
     pub(super) fn into_inner(self) -> S {
@@ -79,6 +91,23 @@ impl<S> HeldStream<S> {
     }
 }
 
+impl<S: AsyncRead + Unpin> HeldStream<S> {
+    /// Reads a part of the first message.
+    fn poll_first(&mut self, context: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut bytes = [0; 1024];
+        let most = (FIRST - self.first).min(to.remaining()).min(bytes.len());
+        if most == 0 && to.remaining() > 0 {
+            let why = format!("the first message of its TLS handshake is longer than {FIRST} bytes");
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, why)));
+        }
+        let mut arrived = ReadBuf::new(&mut bytes[..most]);
+        ready!(Pin::new(&mut self.io).poll_read(context, &mut arrived))?;
+        self.first += arrived.filled().len();
+        to.put_slice(arrived.filled());
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for HeldStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
@@ -88,6 +117,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for HeldStream<S> {
         let Some(gate) = &this.gate else { return Pin::new(&mut this.io).poll_read(context, to) };
         if gate.is_open() {
             return Pin::new(&mut this.io).poll_read(context, to);
+        }
+        if gate.is_first() {
+            return this.poll_first(context, to);
         }
         if !this.held.is_empty() {
             // whoever has the gate polls again in its turn
@@ -150,8 +182,20 @@ mod tests {
     use super::*;
 
     #[tokio::test]
+    async fn a_first_message_that_does_not_end_is_bounded() {
+        let (mut client, server) = duplex(1 << 16);
+        let mut stream = HeldStream::new(server, HandshakeGate::default());
+        client.write_all(&[1; FIRST + 1]).await.unwrap();
+        let mut first = vec![0; FIRST];
+        stream.read_exact(&mut first).await.unwrap();
+        let error = stream.read(&mut first).await.unwrap_err();
+        assert!(error.to_string().contains("longer than 16384 bytes"), "{error}");
+    }
+
+    #[tokio::test]
     async fn little_passes_and_the_rest_waits_for_the_gate() {
         let gate = HandshakeGate::default();
+        gate.close();
         let (mut client, server) = duplex(1 << 16);
         let mut stream = HeldStream::new(server, gate.clone());
         let mut read = vec![0; 4096];
