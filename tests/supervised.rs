@@ -5,11 +5,13 @@ mod support;
 
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use support::packet::{V31, V311};
-use support::{Connect, Gateway, Setup};
+use support::{Connect, Gateway, Setup, free_port};
 
 /// `TimeoutStopSec` of the unit: systemd kills a process that takes longer.
 const STOP: Duration = Duration::from_secs(10);
@@ -106,6 +108,23 @@ fn a_port_that_is_taken_is_named() {
     assert!(line.contains(&gateway.port.to_string()) && line.contains("another program listens there"), "{log:?}");
     assert!(gateway.is_running());
     Connect::new("a").open(gateway.port).ping();
+}
+
+#[test]
+fn a_port_that_a_test_is_given_is_free_while_programs_are_started() {
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    Command::new("true").status().unwrap();
+                }
+            });
+        }
+        let taken: Vec<_> = (0..300).filter_map(|_| TcpListener::bind(("127.0.0.1", free_port())).err()).collect();
+        is_over.store(true, Ordering::Relaxed);
+        assert!(taken.is_empty(), "{taken:?}");
+    });
 }
 
 #[test]
