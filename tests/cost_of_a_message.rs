@@ -16,7 +16,7 @@ use clap::Parser;
 use pigateway::cli::Cli;
 use rustix::process::{Signal, getpid, kill_process};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
-use support::{Setup, wait_until, wire};
+use support::{ReadSome, Setup, wait_until, wire};
 
 #[global_allocator]
 static COUNTED: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -213,7 +213,7 @@ fn forwarded(port: u16) -> Box<dyn FnMut()> {
     stream.set_nodelay(true).unwrap();
     let mut upstream = Raw(stream);
     let mut connect = [0; 1024];
-    assert!(upstream.0.read(&mut connect).unwrap() > 10);
+    assert!(upstream.0.read_some(&mut connect).unwrap() > 10);
     upstream.say(&[0x20, 2, 0, 0]);
     let mut publisher = Raw::connect(port, &wire::connect("publisher-up"));
     let packet = packet("up/seve", 1);

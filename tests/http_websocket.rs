@@ -11,7 +11,7 @@ use std::process::Command;
 
 use support::broker::{PROBE, Setup};
 use support::http::get;
-use support::{Process, wait_until};
+use support::{Process, ReadSome, wait_until};
 
 const CACHE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/.cache");
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
@@ -69,7 +69,7 @@ impl Socket {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             let mut byte = [0];
-            if stream.read(&mut byte).unwrap() == 0 {
+            if stream.read_some(&mut byte).unwrap() == 0 {
                 break;
             }
             head.push(byte[0]);

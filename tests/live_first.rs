@@ -6,14 +6,14 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use support::packet::publish;
-use support::{Client, Connect, Gateway, Mosquitto, Setup, free_port, wait_until};
+use support::{Client, Connect, Gateway, Mosquitto, ReadSome, Setup, free_port, wait_until};
 
 /// A slow line to a broker, which can be cut.
 struct Line {
@@ -53,7 +53,7 @@ fn copy(mut from: TcpStream, mut to: TcpStream, up: &AtomicBool, rate: &AtomicU6
     from.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
     let mut buffer = [0; 16 * 1024];
     while up.load(Ordering::Relaxed) {
-        match from.read(&mut buffer) {
+        match from.read_some(&mut buffer) {
             Ok(0) => break,
             Ok(count) => {
                 // the time that such a line takes for these bytes

@@ -6,12 +6,12 @@
 mod support;
 
 use std::collections::HashMap;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use support::packet::{Packet, V5, V311, packet, publish};
-use support::{Connect, Gateway, Lookup, PATIENCE, Properties, Publish, Setup, http, wait_until};
+use support::{Connect, Gateway, Lookup, PATIENCE, Properties, Publish, ReadSome, Setup, http, wait_until};
 
 /// The upstream to which the gateway connects.
 struct Upstream {
@@ -85,7 +85,7 @@ impl Link {
                 let whole = std::mem::replace(&mut self.input, rest);
                 return Some(Packet { first: whole[0], body: whole[at..].to_vec() });
             }
-            match self.stream.read(&mut chunk) {
+            match self.stream.read_some(&mut chunk) {
                 Ok(0) => return None,
                 Ok(count) => self.input.extend_from_slice(&chunk[..count]),
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
@@ -124,7 +124,7 @@ impl Link {
     fn is_silent(&mut self) -> bool {
         assert!(self.input.is_empty());
         self.stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-        let read = self.stream.read(&mut [0; 1]);
+        let read = self.stream.read_some(&mut [0; 1]);
         self.stream.set_read_timeout(Some(PATIENCE)).unwrap();
         matches!(read, Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
     }

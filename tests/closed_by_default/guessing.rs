@@ -7,7 +7,7 @@ use std::time::Duration;
 use socket2::{Domain, Socket, Type};
 
 use super::{PASSWORD, user};
-use crate::support::{Connect, Gateway, Setup};
+use crate::support::{Connect, Gateway, ReadSome, Setup};
 
 /// A connection from an address of this host's loopback network.
 fn from(last: u8, port: u16) -> TcpStream {
@@ -40,7 +40,7 @@ impl Flood {
         let (mut wrong, mut busy) = (0, 0);
         self.0.retain_mut(|stream| {
             let mut connack = [0; 4];
-            match stream.read(&mut connack) {
+            match stream.read_some(&mut connack) {
                 Ok(4) if connack[3] == 4 => wrong += 1,
                 Ok(4) if connack[3] == 3 => busy += 1,
                 Ok(0) => {}
@@ -101,7 +101,7 @@ fn a_right_guess_waits_as_long_as_a_wrong_one() {
     stream.write_all(&right.encode()).unwrap();
     stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     let mut connack = [0; 4];
-    let answer = stream.read(&mut connack);
+    let answer = stream.read_some(&mut connack);
     assert!(answer.is_err() || wrong + flood.answers().0 > 10, "{answer:?} after {wrong} guesses");
 }
 

@@ -7,7 +7,9 @@ use std::process::Command;
 
 use super::{PASSWORD, hash, user};
 use crate::support::tls::{Authority, client_config, is_turned_away, open, over};
-use crate::support::{Client, Connect, Gateway, PATIENCE, Process, Setup, free_port, http, python, wait_until};
+use crate::support::{
+    Client, Connect, Gateway, PATIENCE, Process, ReadSome, Setup, free_port, http, python, wait_until,
+};
 
 /// MQTT over WebSocket: each write is a frame.
 struct WebSocket<S> {
@@ -24,7 +26,7 @@ impl<S: Read + Write> WebSocket<S> {
         let mut answer = Vec::new();
         while !answer.ends_with(b"\r\n\r\n") {
             let mut byte = [0];
-            if stream.read(&mut byte).unwrap_or(0) == 0 {
+            if stream.read_some(&mut byte).unwrap_or(0) == 0 {
                 break;
             }
             answer.push(byte[0]);

@@ -13,7 +13,7 @@ use super::{PASSWORD, user};
 use crate::support::broker::Setup;
 use crate::support::http::{get, request};
 use crate::support::packet::Properties;
-use crate::support::{Client, Connect, Gateway, wait_until};
+use crate::support::{Client, Connect, Gateway, ReadSome, wait_until};
 
 const ALL: &str = "[broker.anonymous]\naccept = \"all\"\n";
 
@@ -107,7 +107,7 @@ impl Read for Web {
             }
         }
         let most = buffer.len().min(self.left);
-        let count = self.stream.read(&mut buffer[..most])?;
+        let count = self.stream.read_some(&mut buffer[..most])?;
         self.left -= count;
         Ok(count)
     }

@@ -1,6 +1,6 @@
 //! TLS listeners and client certificates.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::{PASSWORD, user};
 use crate::support::tls::{Authority, client_config, is_turned_away, open};
-use crate::support::{Connect, Gateway, PATIENCE, Setup, free_port};
+use crate::support::{Connect, Gateway, PATIENCE, ReadSome, Setup, free_port};
 
 /// A gateway with a plain and a TLS listener; returns the port of the latter.
 fn gateway(authority: &Authority, with_ca: bool, more: &str) -> (Gateway, u16) {
@@ -79,7 +79,7 @@ fn silent_handshakes_and_half_open_sockets_hold_up_nobody() {
     // all of them are still connected, so nobody has waited until the time for their handshake was over
     for mut stream in silent.iter() {
         stream.set_nonblocking(true).unwrap();
-        assert_eq!(stream.read(&mut [0]).expect_err("nothing is said").kind(), ErrorKind::WouldBlock);
+        assert_eq!(stream.read_some(&mut [0]).expect_err("nothing is said").kind(), ErrorKind::WouldBlock);
     }
     (0..20).for_each(|_| both());
 }
@@ -92,10 +92,10 @@ fn the_log_says_why_a_handshake_failed() {
         assert!(is_turned_away(port, client_config(&authority, None)), "no certificate");
         let mut plain = TcpStream::connect(("127.0.0.1", port)).unwrap();
         plain.write_all(b"\x10\x0d\x00\x04MQTT\x04\x02\x00\x3c\x00\x01a").unwrap();
-        let _ = plain.read(&mut [0; 100]);
+        let _ = plain.read_some(&mut [0; 100]);
         let mut tls = TcpStream::connect(("127.0.0.1", gateway.port)).unwrap();
         tls.write_all(b"\x16\x03\x01\x02\x00").unwrap();
-        let _ = tls.read(&mut [0; 100]);
+        let _ = tls.read_some(&mut [0; 100]);
     }
     let parts = ["The listener has client_ca", "does not speak TLS", "It speaks TLS"];
     for part in parts {

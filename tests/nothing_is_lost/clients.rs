@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 
+use super::support::ReadSome;
 use super::support::packet::publish;
 use super::support::wire::{connect, packets, put_ack, subscribe};
 
@@ -88,7 +89,7 @@ impl Publisher {
                 std::thread::sleep(Duration::from_millis(1));
                 continue;
             }
-            let count = stream.read(&mut buffer)?;
+            let count = stream.read_some(&mut buffer)?;
             if count == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
@@ -129,7 +130,7 @@ impl Recorder {
         let (mut input, mut acks) = (BytesMut::new(), BytesMut::new());
         let mut buffer = vec![0; 64 * 1024];
         loop {
-            match stream.read(&mut buffer) {
+            match stream.read_some(&mut buffer) {
                 Ok(0) | Err(_) => return, // the test is over
                 Ok(count) => input.extend_from_slice(&buffer[..count]),
             }

@@ -1,6 +1,7 @@
 //! A proxy between the gateway and its upstream that simulates the faults of networks.
 
-use std::io::{self, Read, Write};
+use super::support::ReadSome;
+use std::io::{self, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -120,7 +121,7 @@ impl Shared {
         // lost bytes leave a gap, so such a connection never carries anything again
         let mut is_holed = false;
         loop {
-            let count = match from.read(&mut buffer) {
+            let count = match from.read_some(&mut buffer) {
                 Ok(0) => break,
                 Ok(count) => count,
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => 0,

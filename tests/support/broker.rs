@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use super::ReadSome;
 use super::{PATIENCE, Process, free_port};
 
 /// CONNECT of MQTT 3.1.1 with client id "probe", clean, with a keep alive of a minute, without which the stock rumqttd
@@ -395,5 +396,5 @@ pub fn is_served(port: u16) -> bool {
         && answer[0] == 0x20
         && stream.write_all(&[0xe0, 0]).is_ok()
         // when the connection has ended, everything that it used is free again
-        && stream.read(&mut answer).is_ok_and(|count| count == 0)
+        && stream.read_some(&mut answer).is_ok_and(|count| count == 0)
 }

@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::time::Duration;
 
+use super::ReadSome;
 use super::packet::{
     Packet, Properties, Publish, Reader, V5, V31, V311, Value, binary, packet, publish, subscribe, variable,
 };
@@ -269,7 +270,7 @@ impl Client {
 
     /// Reads up to this number of bytes that have come, and ignores them.
     pub fn sip(&mut self, bytes: usize) {
-        let _ = self.stream.read(&mut vec![0; bytes]);
+        let _ = self.stream.read_some(&mut vec![0; bytes]);
     }
 
     /// The next packet, `None` at the end of the connection.
@@ -280,7 +281,7 @@ impl Client {
             if let Some(found) = Packet::take(&mut self.input) {
                 return Some(found);
             }
-            match self.stream.read(&mut chunk) {
+            match self.stream.read_some(&mut chunk) {
                 Ok(0) => return None,
                 Ok(count) => self.input.extend_from_slice(&chunk[..count]),
                 Err(error) if matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof) => {
@@ -460,7 +461,7 @@ impl Client {
     pub fn stays_silent(&mut self, time: Duration) {
         assert!(self.waiting.is_empty() && self.input.is_empty(), "something has come already");
         self.patience(time);
-        let read = self.stream.read(&mut [0; 64]);
+        let read = self.stream.read_some(&mut [0; 64]);
         let is_silent = read.as_ref().is_err_and(|e| matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut));
         assert!(is_silent, "{read:?}");
         self.patience(PATIENCE);

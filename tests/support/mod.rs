@@ -21,6 +21,7 @@ pub mod systemd;
 pub mod tls;
 pub mod wire;
 
+use std::io::{self, ErrorKind, Read};
 use std::time::{Duration, Instant};
 
 pub use broker::{Gateway, Mosquitto, Setup};
@@ -41,6 +42,21 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         std::thread::sleep(Duration::from_millis(2));
     }
 }
+
+/// Reads once, whatever other threads do meanwhile.
+pub trait ReadSome: Read {
+    /// Like [`Read::read`]. A read with a timeout fails when a program that another thread has started ends; this one goes on.
+    fn read_some(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.read(bytes) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+}
+
+impl<R: Read + ?Sized> ReadSome for R {}
 
 /// An argon2id hash that is quick to check.
 pub fn quick_hash(password: &str) -> String {

@@ -127,11 +127,13 @@ pub fn over<S: std::io::Read + std::io::Write>(
 
 /// Whether the server ends the handshake, or the connection right after it.
 pub fn is_turned_away(port: u16, config: Arc<ClientConfig>) -> bool {
-    use std::io::{Read, Write};
+    use std::io::Write;
+
+    use super::ReadSome;
     let socket = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("the port is open");
     socket.set_read_timeout(Some(super::PATIENCE)).expect("an open socket");
     let name = ServerName::try_from("localhost").expect("a name");
     let mut stream = StreamOwned::new(ClientConnection::new(config, name).expect("a TLS client"), socket);
     let sent = stream.write_all(&Connect::new("a").encode());
-    sent.is_err() || !stream.read(&mut [0; 4]).is_ok_and(|count| count > 0)
+    sent.is_err() || !stream.read_some(&mut [0; 4]).is_ok_and(|count| count > 0)
 }
